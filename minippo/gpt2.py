@@ -1,0 +1,221 @@
+"""GPT-2, by hand: tokens -> hidden states -> logits, and the key/value cache that makes decoding cheap.
+
+Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; openai/gpt-2, src/model.py. Modules carry
+the names of the public checkpoint (wte, wpe, h, ln_1, attn.c_attn, mlp.c_fc, ln_f), so loading it is a copy.
+
+What was left out, and why:
+1. Dropout. PPO compares two forward passes over the same tokens; with dropout they differ and the ratio is noise.
+2. Attention masks and position ids. Sequences are padded on the right, so causal attention already hides the padding.
+3. Cross-attention, head pruning, gradient clipping, ...: not GPT-2.
+
+Shapes: B batch, T sequence length, S cache length, V vocabulary, C width (n_embd), H heads, D = C / H head size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The sizes of a GPT-2, under config.json's names; the defaults are GPT-2 small (124M)."""
+    vocab_size: int = 50257
+    n_positions: int = 1024            # the longest sequence: wpe has this many rows
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    layer_norm_epsilon: float = 1e-5
+    eos_token_id: int | None = None    # recorded for config.json; the model itself never looks at it
+
+    def __post_init__(self):
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            size = getattr(self, name)
+            if type(size) is not int or size < 1:
+                raise ValueError(f"GPT2Config: {name} must be a positive integer, got {size!r}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"GPT2Config: n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
+        epsilon = self.layer_norm_epsilon
+        if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+            raise ValueError(f"GPT2Config: layer_norm_epsilon must be a number between 0 and 1, got {epsilon!r}")
+
+
+class KVCache:
+    """Keys and values of every layer in buffers of fixed size, so that a decode step always has the same shape.
+
+    Row b holds the tokens of sequence b in columns 0..pos[b]; what lies behind is zero or stale and never attended to.
+    One buffer per layer, (B, H, S, D), zero-filled: an uninitialised NaN would survive the mask (0 * nan).
+    """
+
+    def __init__(self, config: GPT2Config, batch_size: int, length: int, device: torch.device, dtype: torch.dtype):
+        shape = (batch_size, config.n_head, length, config.n_embd // config.n_head)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.rows = torch.arange(batch_size, device=device)
+        self.columns = torch.arange(length, device=device)
+
+    def visible(self, pos: Tensor) -> Tensor:
+        """The additive attention mask (B, 1, 1, S): 0 in the columns up to and including pos, -inf behind."""
+        hidden = self.columns > pos[:, None]                                      # (B, S)
+        mask = torch.zeros(hidden.shape, device=pos.device, dtype=self.keys[0].dtype)
+        return mask.masked_fill_(hidden, -math.inf)[:, None, None]
+
+
+class Linear(nn.Linear):
+    """nn.Linear that computes in the dtype of its input: fp32 master weights, a bf16 product where the body runs in bf16."""
+
+    def reset_parameters(self) -> None:
+        pass                            # GPT2.init_weights draws every weight, once
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm, computed in fp32 inside the kernel and returned in the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)                    # query, key, value in one product
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, layer: tuple[Tensor, Tensor] | None, cache: KVCache | None,
+                pos: Tensor | None, visible: Tensor | None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)         # (B, H, T, D)
+        if layer is not None:
+            keys, values = layer                                                  # (B, H, S, D)
+            if pos is None:                                                       # prefill: the queries, padded on the right
+                keys[:, :, :T], values[:, :, :T] = k, v
+            else:                                                                 # decode: each row at its own column
+                keys[cache.rows, :, pos], values[cache.rows, :, pos] = k[:, :, 0], v[:, :, 0]
+                k, v = keys, values
+        # is_causal is aligned to the top left: right for T = T, wrong for one query against a cache, hence the mask there
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))              # GPT-2 used the tanh form
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.ln_1 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config)
+        self.ln_2 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, layer=None, cache=None, pos=None, visible=None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), layer, cache, pos, visible)               # pre-LN: the residual stream is never normalised
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2(nn.Module):
+    """The language model. Parameters are fp32 masters; `dtype` is the precision in which the blocks compute.
+
+    Args:
+        config: the sizes.
+        dtype: torch.float32, torch.bfloat16 or torch.float16 for the blocks; None chooses bf16 on a GPU that has it
+            natively and fp32 everywhere else. The final layer norm, the head and all that follows are always fp32: a bf16
+            logit of GPT-2 (about -30 to -100) is off by up to a quarter of a nat, more than PPO's clip range.
+        generator: draws the initial weights; None uses torch's default generator.
+    """
+
+    def __init__(self, config: GPT2Config, dtype: torch.dtype | None = None, generator: torch.Generator | None = None):
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.gradient_checkpointing = False     # recompute each block in the backward pass: less memory, a third more work
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)                 # token embedding, and the head: tied
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)                # position embedding
+        self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.ln_f = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.init_weights(generator)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """GPT-2's initialisation: N(0, 0.02), projections into the residual stream scaled by 1 / sqrt(2 * n_layer)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "ln_" in name:
+                parameter.fill_(1.0)
+            else:
+                std = 0.02 / math.sqrt(2 * self.config.n_layer) if "c_proj" in name else 0.02
+                parameter.normal_(0.0, std, generator=generator)
+
+    @classmethod
+    def from_pretrained(cls, name_or_dir: str, device: str | torch.device | None = None,
+                        dtype: torch.dtype | None = None) -> GPT2:
+        """Load a public model ("gpt2", "gpt2-medium", ...) or a model folder; see checkpoint.load_gpt2."""
+        from .checkpoint import load_gpt2       # here, not above: checkpoint.py builds on this file
+        return load_gpt2(name_or_dir, device=device, dtype=dtype)
+
+    def save_pretrained(self, folder: str, tokenizer=None) -> None:
+        """Write a model folder that transformers' AutoModelForCausalLM loads; see checkpoint.save_model."""
+        from .checkpoint import save_model
+        save_model(folder, self, tokenizer=tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        return self.wte.weight.device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The precision of the blocks, resolved for the device the weights are on."""
+        if self.dtype is not None:
+            return self.dtype
+        native_bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native_bf16 else torch.float32
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, pos: Tensor | None = None) -> Tensor:
+        """The final hidden states, after ln_f: (B, T) int64 -> (B, T, C) fp32.
+
+        Without a cache: causal attention over the T tokens. With a cache and no `pos`: the same, and keys and values are kept
+        in columns 0..T-1 (prefill). With `pos` (B,) and T = 1: row b's token stands at position pos[b] (decode).
+        """
+        B, T = tokens.shape
+        positions = torch.arange(T, device=tokens.device) if pos is None else pos[:, None]
+        x = (self.wte(tokens) + self.wpe(positions)).to(self.compute_dtype)       # (B, T, C)
+        visible = cache.visible(pos) if pos is not None else None
+        for i, block in enumerate(self.h):
+            if cache is not None:
+                x = block(x, (cache.keys[i], cache.values[i]), cache, pos, visible)
+            elif self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.ln_f(x.float())
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits from hidden states, through the transposed token embedding: (..., C) -> (..., V) fp32."""
+        return F.linear(hidden, self.wte.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Next-token logits: (B, T) int64 -> (B, T, V) fp32."""
+        if tokens.dim() != 2 or tokens.is_floating_point():
+            raise ValueError(f"expected tokens of shape (B, T) and an integer type, got {tuple(tokens.shape)} {tokens.dtype}")
+        if tokens.shape[1] > self.config.n_positions:
+            raise ValueError(f"sequence of {tokens.shape[1]} tokens, but the model has {self.config.n_positions} positions "
+                             "(n_positions): shorten it")
+        return self.head(self.hidden(tokens))

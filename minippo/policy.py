@@ -1,0 +1,209 @@
+"""The policy: GPT-2 with a value head, its frozen reference copy, and the log-probabilities of responses.
+
+The alignment rule, which only this file knows: column t of every (B, R) tensor belongs to response token t. Its
+log-probability and its value are read at position `query_length - 1 + t` of the sequence, the position that predicts it.
+
+    position      0    1    2    3    4    5            query = a b c (3 tokens), response = x y z (3 tokens)
+    token         a    b    c    x    y    z
+    predicts      b    c    x    y    z                 column t = 0, 1, 2 is read at position 2, 3, 4
+                            0    1    2                 so z itself need not be fed to the model at all
+
+Shapes: B batch, R longest response, N real response tokens in the batch, C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from typing import NamedTuple, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .checkpoint import load_gpt2, load_value_head, save_model
+from .generation import check_tokens, generate, pad_right
+from .gpt2 import GPT2, GPT2Config
+from .hub import push_folder
+
+CHUNK_LOGITS = 2**28        # logits held at a time, about a gigabyte in fp32; beyond it the head works in chunks of tokens
+
+
+class GPT2WithValueHead(nn.Module):
+    """GPT-2 with a second, scalar head on the final hidden state: one trunk that is both the policy and its critic.
+
+    The value head starts at zero, so that the first values are 0 instead of noise (lm-human-preferences, policy.py).
+    `dtype` is the precision of the blocks, see GPT2; weights and heads are fp32.
+    """
+
+    def __init__(self, config: GPT2Config, dtype: torch.dtype | None = None, generator: torch.Generator | None = None):
+        super().__init__()
+        self.transformer = GPT2(config, dtype=dtype, generator=generator)
+        self.v_head = nn.Linear(config.n_embd, 1)
+        nn.init.zeros_(self.v_head.weight)
+        nn.init.zeros_(self.v_head.bias)
+
+    @classmethod
+    def from_pretrained(cls, name_or_dir: str, device: str | torch.device | None = None,
+                        dtype: torch.dtype | None = None) -> GPT2WithValueHead:
+        """Load a public model or a model folder, with its value head where it has one; on CUDA where there is one."""
+        transformer = load_gpt2(name_or_dir, device=device, dtype=dtype)
+        with torch.device("meta"):
+            model = cls(GPT2Config(vocab_size=1, n_positions=1, n_embd=transformer.config.n_embd, n_layer=1, n_head=1))
+        model.transformer = transformer
+        model.v_head.to_empty(device=transformer.device)
+        model.v_head.load_state_dict(load_value_head(name_or_dir, transformer.config.n_embd))
+        return model
+
+    def save_pretrained(self, folder: str, tokenizer=None) -> None:
+        """Write the model folder of transformers' layout, the value head in a file of its own; see checkpoint.save_model."""
+        save_model(folder, self.transformer, v_head=self.v_head, tokenizer=tokenizer)
+
+    def push_to_hub(self, repo_id: str, tokenizer=None, token: str | None = None, private: bool = False,
+                    commit_message: str = "Upload a GPT-2 trained with minippo") -> str:
+        """Share the model folder on the Hugging Face Hub; returns its address. Needs the package huggingface_hub."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, tokenizer)
+            return push_folder(folder, repo_id, token=token, private=private, commit_message=commit_message)
+
+    @property
+    def config(self) -> GPT2Config:
+        return self.transformer.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) int64 -> logits (B, T, V) and values (B, T), both fp32."""
+        hidden = self.transformer.hidden(tokens)
+        return self.transformer.head(hidden), self.v_head(hidden).squeeze(-1)
+
+    def generate(self, queries: Sequence[Tensor], max_new_tokens: int | Sequence[int] = 20, min_new_tokens: int = 0,
+                 min_length: int = -1, do_sample: bool = True, temperature: float = 1.0, top_k: int = 0,
+                 top_p: float = 1.0, eos_token_id: int | None = None, pad_token_id: int | None = None,
+                 seed: int | None = None, generator: torch.Generator | None = None) -> list[Tensor]:
+        """Continue each query; see generation.generate."""
+        return generate(self.transformer, queries, max_new_tokens, min_new_tokens, min_length, do_sample, temperature, top_k,
+                        top_p, eos_token_id, pad_token_id, seed, generator)
+
+
+def create_reference_model(model: GPT2WithValueHead) -> GPT2WithValueHead:
+    """A frozen copy: eval mode, no gradients, storage of its own. KL is measured against it, so it must never move.
+
+    Where the blocks compute in bf16 the copy's blocks are kept in bf16: the same numbers at half the memory.
+    """
+    reference = copy.deepcopy(model).eval().requires_grad_(False)
+    reference.transformer.h.to(model.transformer.compute_dtype)
+    return reference
+
+
+class Evaluation(NamedTuple):
+    """What a policy says of given responses; 0 at the padding."""
+    logprobs: Tensor    # (B, R) fp32: log-probability of each response token
+    values: Tensor      # (B, R) fp32: value of the state before that token
+    entropy: Tensor     # (B, R) fp32: entropy of the whole distribution that the token was drawn from, in nats
+    mask: Tensor        # (B, R) bool: real response tokens
+
+
+class Alignment(NamedTuple):
+    """Where each response token is predicted, for a batch of ragged queries and responses."""
+    tokens: Tensor       # (B, T-1) int64: query then response, right-padded; the last token predicts nothing and is left out
+    positions: Tensor    # (N,) int64: into the flattened (B * (T-1)) positions, the one that predicts each response token
+    targets: Tensor      # (N,) int64: the response tokens
+    cells: Tensor        # (N,) int64: into the flattened (B * R) columns
+    mask: Tensor         # (B, R) bool: real response tokens
+
+    def columns(self, values: Tensor) -> Tensor:
+        """One number per response token as a padded tensor: (N,) -> (B, R), 0 at the padding."""
+        flat = torch.zeros(self.mask.numel(), dtype=values.dtype, device=values.device)
+        return flat.index_put((self.cells,), values).view(self.mask.shape)
+
+
+def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) -> Alignment:
+    """The alignment rule. Worked out on the CPU from lengths, so that it costs no host sync and ignores what tokens are."""
+    tokens, _ = pad_right([torch.cat([query, response[:-1]]) for query, response in zip(queries, responses)], device)
+    starts = torch.tensor([len(query) - 1 for query in queries])                            # (B,)
+    lengths = torch.tensor([len(response) for response in responses])                       # (B,)
+    columns = torch.arange(int(lengths.max()))                                              # (R,)
+    mask = columns < lengths[:, None]                                                       # (B, R)
+    rows = torch.arange(len(queries))[:, None] * tokens.shape[1]
+    positions = (rows + starts[:, None] + columns)[mask]                                    # query_length - 1 + t
+    cells = mask.flatten().nonzero().squeeze(-1)
+    return Alignment(tokens, *(x.to(device) for x in (positions, torch.cat(responses), cells, mask)))
+
+
+def token_logprobs(transformer: GPT2, hidden: Tensor, targets: Tensor, temperature: float,
+                   entropy_grad: bool) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and the entropy of its distribution: (N, C), (N,) -> (N,), (N,)."""
+    logits = transformer.head(hidden) / temperature                                         # (N, V): what was sampled from
+    normaliser = logits.logsumexp(-1)
+    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser                 # no (N, V) log-softmax is kept
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        entropy = normaliser - ((logits - normaliser[:, None]).exp() * logits).sum(-1)      # log Z - sum of p * logit
+    return logprobs, entropy
+
+
+def evaluate_responses(model: GPT2WithValueHead, queries: list[Tensor], responses: list[Tensor], temperature: float = 1.0,
+                       entropy_grad: bool = False) -> Evaluation:
+    """Score responses under `model`: one code path for rollout, reference and training, so that the first ratio is 1.
+
+    Args:
+        queries, responses: B 1-D tensors each, as generation.check_tokens returns them.
+        temperature: divides the logits, here as in sampling.
+        entropy_grad: let gradients flow through the entropy (for an entropy bonus; otherwise it is only measured).
+    """
+    aligned = align(queries, responses, model.device)
+    hidden = model.transformer.hidden(aligned.tokens).flatten(0, 1)[aligned.positions]      # (N, C): the head runs here alone
+    chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
+    if len(hidden) <= chunk:
+        logprobs, entropy = token_logprobs(model.transformer, hidden, aligned.targets, temperature, entropy_grad)
+    else:                                                            # recomputed in the backward pass, never held whole
+        parts = [checkpoint(token_logprobs, model.transformer, h, t, temperature, entropy_grad, use_reentrant=False)
+                 for h, t in zip(hidden.split(chunk), aligned.targets.split(chunk))]
+        logprobs, entropy = (torch.cat(part) for part in zip(*parts))
+    values = model.v_head(hidden).squeeze(-1)                                               # (N,)
+    return Evaluation(aligned.columns(logprobs), aligned.columns(values), aligned.columns(entropy), aligned.mask)
+
+
+def response_logprobs(model: GPT2WithValueHead, queries: Sequence[Tensor], responses: Sequence[Tensor],
+                      temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities and values of given responses; differentiable unless under torch.no_grad.
+
+    Args:
+        queries, responses: B non-empty 1-D integer tensors each, of any lengths.
+
+    Returns:
+        logprobs (B, R) fp32, values (B, R) fp32, mask (B, R) bool; 0 where the mask is False.
+    """
+    queries, responses = check_pairs(model, queries, responses)
+    evaluation = evaluate_responses(model, queries, responses, temperature)
+    return evaluation.logprobs, evaluation.values, evaluation.mask
+
+
+def check_pairs(model: GPT2WithValueHead, queries: Sequence[Tensor], responses: Sequence[Tensor]) -> tuple[list, list]:
+    """Queries and responses as checked lists of equal length, each pair within the model's positions; ValueError otherwise."""
+    queries = check_tokens("queries", queries, model.config.vocab_size)
+    responses = check_tokens("responses", responses, model.config.vocab_size)
+    if len(queries) != len(responses):
+        raise ValueError(f"got {len(queries)} queries and {len(responses)} responses; they come in pairs")
+    for i, (query, response) in enumerate(zip(queries, responses)):
+        if len(query) + len(response) > model.config.n_positions:
+            raise ValueError(f"queries[{i}] and responses[{i}] have {len(query)} + {len(response)} tokens together, but the "
+                             f"model has {model.config.n_positions} positions; does the response repeat the query?")
+    return queries, responses
+
+
+@torch.no_grad()
+def response_kl(model: GPT2WithValueHead, reference: GPT2WithValueHead, queries: list[Tensor], responses: list[Tensor],
+                temperature: float = 1.0) -> Tensor:
+    """The exact KL(policy || reference) of the next-token distributions at each response token: (B, R), never negative."""
+    aligned = align(queries, responses, model.device)
+    hidden, ref_hidden = (m.transformer.hidden(aligned.tokens).flatten(0, 1)[aligned.positions] for m in (model, reference))
+    chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
+    kl = []
+    for h, ref_h in zip(hidden.split(chunk), ref_hidden.split(chunk)):
+        log_p = (model.transformer.head(h) / temperature).log_softmax(-1)                   # (chunk, V)
+        log_q = (reference.transformer.head(ref_h) / temperature).log_softmax(-1)
+        kl.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return aligned.columns(torch.cat(kl))
