@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .gpt2 import GPT2, GPT2Config
 from .hub import resolve_model
-from .safetensors import iter_safetensors, read_safetensors, write_safetensors
+from .safetensors import iter_safetensors, read_header, read_safetensors, write_safetensors
 
 MODEL_FILES = ("config.json", "model.safetensors")
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")    # stored as (in, out)
@@ -92,9 +92,13 @@ def load_gpt2(name_or_dir: str, device: str | torch.device | None = None, dtype:
     """
     folder = resolve_model(name_or_dir, MODEL_FILES, optional=("generation_config.json", "value_head.safetensors"))
     device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    config, path = read_config(folder / "config.json"), folder / "model.safetensors"
+    layers = sum(name.endswith(".ln_1.weight") for name in read_header(path)[0])
+    if layers != config.n_layer:
+        raise ValueError(f"{folder}: config.json says n_layer {config.n_layer}, but model.safetensors holds {layers} layers; one of "
+                         "the files belongs to another model, or tensors are missing")
     with torch.device("meta"):                                     # shapes without memory; the file's tensors take their place
-        model = GPT2(read_config(folder / "config.json"), dtype=dtype)
-    path = folder / "model.safetensors"
+        model = GPT2(config, dtype=dtype)
     wanted = dict(model.named_parameters())
     lm_head = None
     for file_name, tensor in iter_safetensors(path):
@@ -332,8 +336,9 @@ def load_state(folder: str | Path, trainer) -> dict:
     verify_folder(folder)
     state = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
     tensors = read_safetensors(folder / "trainer.safetensors")
-    model = {f"transformer.{name}": p for name, p in load_gpt2(str(folder), device="cpu").state_dict().items()}
-    model |= {f"v_head.{name}": p for name, p in load_value_head(str(folder), trainer.model.config.n_embd).items()}
+    gpt2 = load_gpt2(str(folder), device="cpu")
+    model = {f"transformer.{name}": p for name, p in gpt2.state_dict().items()}
+    model |= {f"v_head.{name}": p for name, p in load_value_head(str(folder), gpt2.config.n_embd).items()}
     reference = {name.removeprefix("ref_model."): p for name, p in tensors.items() if name.startswith("ref_model.")}
     for module, new in ((trainer.model, model), (trainer.ref_model, reference)):
         for name, old in module.state_dict().items():

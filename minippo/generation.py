@@ -232,7 +232,7 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
     Args:
         queries: B non-empty 1-D integer tensors (or lists) of any lengths.
         max_new_tokens: one limit for all rows, or one for each.
-        min_new_tokens, min_length: no EOS before the response (the query plus response) has this many tokens; <= 0: no minimum.
+        min_new_tokens, min_length: EOS is held back while the response (query plus response) has fewer tokens; <= 0: never.
         do_sample: False takes the most likely token; temperature, top_k and top_p then do nothing.
         eos_token_id: where a response ends; None never stops early.
         pad_token_id: accepted for the classic keyword dictionary and not needed: responses come back ragged.

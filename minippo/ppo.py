@@ -37,9 +37,7 @@ from .checkpoint import load_state, save_state
 from .policy import (GPT2WithValueHead, check_pairs, create_reference_model, evaluate_responses, response_kl)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# configuration
-# ---------------------------------------------------------------------------------------------------------------------
+# --- configuration --------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -85,32 +83,28 @@ class PPOConfig:
     compile: bool = False                   # torch.compile each block: worth it on a GPU for long runs
 
     def __post_init__(self):
-        positive = ("batch_size", "mini_batch_size", "gradient_accumulation_steps", "ppo_epochs", "horizon", "target",
-                    "cliprange", "cliprange_value", "ratio_threshold", "target_kl", "temperature", "adam_eps")
-        not_negative = ("learning_rate", "init_kl_coef", "vf_coef", "entropy_coef")
-        for name, value in asdict(self).items():
-            numeric = isinstance(value, Real) and not isinstance(value, bool)
-            if numeric and not math.isfinite(value):
-                raise ValueError(f"PPOConfig: {name} must be finite, got {value}")
-            if name in positive and not (numeric and value > 0):
-                raise ValueError(f"PPOConfig: {name} must be a number above 0, got {value!r}")
-            if name in not_negative and not (numeric and value >= 0):
-                raise ValueError(f"PPOConfig: {name} must be a number of at least 0, got {value!r}")
-            if name in positive[:4] and not isinstance(value, int):
-                raise ValueError(f"PPOConfig: {name} must be a whole number, got {value!r}")
-            if name in ("gamma", "lam") and not (numeric and 0 <= value <= 1):
-                raise ValueError(f"PPOConfig: {name} must lie between 0 and 1, got {value!r}")
-            if name in ("max_grad_norm", "score_clip") and value is not None and not (numeric and value > 0):
-                raise ValueError(f"PPOConfig: {name} must be None or a number above 0, got {value!r}")
+        def require(names: str, wanted: str, holds: Callable[[float], bool]) -> None:
+            for name in names.split():
+                value = getattr(self, name)
+                if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not holds(value):
+                    raise ValueError(f"PPOConfig: {name} must be {wanted}, got {value!r}")
+
+        require("batch_size mini_batch_size gradient_accumulation_steps ppo_epochs", "a whole number above 0",
+                lambda x: isinstance(x, int) and x > 0)
+        require("adam_eps target horizon cliprange cliprange_value ratio_threshold target_kl temperature", "a number above 0",
+                lambda x: x > 0)
+        require("learning_rate init_kl_coef vf_coef entropy_coef", "a number of at least 0", lambda x: x >= 0)
+        require("gamma lam", "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        optional = "max_grad_norm score_clip missing_eos_penalty"
+        require(" ".join(name for name in optional.split() if getattr(self, name) is not None), "None or a number above 0",
+                lambda x: x > 0)
         if self.kl_penalty not in ("kl", "abs", "mse", "full"):
             raise ValueError(f"PPOConfig: kl_penalty must be one of kl, abs, mse, full; got {self.kl_penalty!r}")
         if self.use_score_norm and not self.use_score_scaling:
             raise ValueError("PPOConfig: use_score_norm needs use_score_scaling=True; alone it would do nothing")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# masked statistics: the mean of real tokens, each with the same weight
-# ---------------------------------------------------------------------------------------------------------------------
+# --- masked statistics: the mean of real tokens, each with the same weight ------------------------------------------
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of x where mask is True; 0 where there is nothing."""
@@ -132,9 +126,7 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     return torch.where(mask.bool(), whitened if shift_mean else whitened + mean, 0.0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# scores
-# ---------------------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------------------------
 
 def check_scores(scores: Sequence | Tensor, responses: list[Tensor]) -> Tensor:
     """Scores as an fp32 tensor: (B,) for one number a response, (B, R) for one reward a token; ValueError otherwise."""
@@ -179,9 +171,7 @@ class RunningMoments:
         return std if std > 0 else 1.0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# KL reward
-# ---------------------------------------------------------------------------------------------------------------------
+# --- KL reward ------------------------------------------------------------------------------------------------------
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
     """How far the policy is from the reference at each token.
@@ -233,9 +223,7 @@ def compute_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask
     return Rewards(non_score_reward + torch.where(mask, scores, 0.0), non_score_reward, kl)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# advantages
-# ---------------------------------------------------------------------------------------------------------------------
+# --- advantages -----------------------------------------------------------------------------------------------------
 
 def compute_advantages(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16): all (B, R) -> advantages, returns, both (B, R).
@@ -256,9 +244,7 @@ def compute_advantages(values: Tensor, rewards: Tensor, mask: Tensor, gamma: flo
     return advantages, returns
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# losses
-# ---------------------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------------------------
 
 def ppo_loss(new_logprobs: Tensor, new_values: Tensor, logprobs: Tensor, values: Tensor, advantages: Tensor, returns: Tensor,
              mask: Tensor, cliprange: float = 0.2, cliprange_value: float = 0.2, vf_coef: float = 0.1,
@@ -315,9 +301,7 @@ def ppo_loss(new_logprobs: Tensor, new_values: Tensor, logprobs: Tensor, values:
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# KL controllers
-# ---------------------------------------------------------------------------------------------------------------------
+# --- KL controllers -------------------------------------------------------------------------------------------------
 
 class AdaptiveKLController:
     """Moves kl_coef in proportion to the error, at most 20 % per `horizon` responses (Ziegler et al. 2019, section 2.2)."""
@@ -339,9 +323,7 @@ class FixedKLController:
         pass
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the trainer
-# ---------------------------------------------------------------------------------------------------------------------
+# --- the trainer ----------------------------------------------------------------------------------------------------
 
 def std(x: Tensor) -> Tensor:
     """Standard deviation with n - 1; 0 for a single number, where torch gives NaN."""
@@ -404,7 +386,7 @@ class PPOTrainer:
         self.temperature = config.temperature                           # of the latest sampling: what step() scores with
         self.eos_token_id = getattr(tokenizer, "eos_token_id", None)
         self.steps_done = 0
-        self._warned = False
+        self.warned_of_filters = False
         model.transformer.gradient_checkpointing = config.gradient_checkpointing
         if config.compile:
             for block in [*model.transformer.h, *self.ref_model.transformer.h]:
@@ -429,14 +411,12 @@ class PPOTrainer:
             kwargs.setdefault("generator", self.generator)
         if length_sampler is not None:
             kwargs["max_new_tokens"] = [int(length_sampler()) for _ in queries]
-        filtered = [f"{name}={kwargs[name]}" for name, off in
-                    (("top_k", 0), ("top_p", 1.0), ("min_length", 0), ("min_new_tokens", 0)) if kwargs.get(name, off) > off
-                    or (name == "top_p" and kwargs.get(name, off) < off)]
-        if filtered and not self._warned:
-            self._warned = True
-            warnings.warn(f"{', '.join(filtered)}: responses no longer come from the distribution that step() scores, so their "
-                          "KL can turn negative and be 'earned'; for training sample with top_k=0, top_p=1.0, min_length=-1",
-                          stacklevel=2)
+        filtered = [name for name in ("top_k", "min_length", "min_new_tokens") if kwargs.get(name, 0) > 0]
+        filtered += ["top_p"] if kwargs.get("top_p", 1) < 1 else []
+        if filtered and not self.warned_of_filters:
+            self.warned_of_filters = True
+            warnings.warn(f"{', '.join(filtered)}: the responses no longer come from the distribution that step() scores, so KL can "
+                          "turn negative and be 'earned'; for training sample with top_k=0, top_p=1.0, min_length=-1", stacklevel=2)
         responses = self.model.generate(queries, **kwargs)
         self.eos_token_id = kwargs["eos_token_id"]
         if kwargs.get("do_sample", True):

@@ -1,0 +1,282 @@
+"""The command line: `python -m minippo [COMMAND] [FLAGS]`; without a command, the demo.
+
+Flags are the fields of the configuration dataclasses, and their help is the comment behind each field: there is one place to
+read, and it is the code. Mistakes are answered with one line that says what was expected, and exit status 2; a run that
+failed ends with 1, one that was stopped by a signal with 128 + its number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import json
+import re
+import sys
+import traceback
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Callable, get_args, get_origin, get_type_hints
+
+import torch
+
+from . import reward_model
+from .checkpoint import load_gpt2
+from .data import load_labelled, load_pairs
+from .policy import GPT2WithValueHead
+from .ppo import PPOConfig
+from .report import write_report
+from .rewards import RewardError, StopRun
+from .run import RunConfig, load_reward, newest_checkpoint, pick_device, pick_dtype, train
+from .tokenizer import load_tokenizer
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# flags
+# ---------------------------------------------------------------------------------------------------------------------
+
+def reader(kind: type, optional: bool = False) -> Callable:
+    """A function from a flag's text to its value: int, float or str; `none` where it is optional."""
+    wanted = {int: "a whole number", float: "a number", str: "a text"}[kind] + (" or none" if optional else "")
+
+    def read(text: str):
+        if optional and text.lower() == "none":
+            return None
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+    return read
+
+
+def new_parser(command: str, text: str, example: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m minippo {command}", description=text, usage=f"python -m minippo {command} {example}",
+        argument_default=argparse.SUPPRESS, allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120))
+
+    def error(message: str):
+        raise ValueError(f"{message}; see `{parser.prog} --help`")
+    parser.error = error                                            # instead of half a page of usage
+    return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type, skip: set[str] = frozenset()) -> None:
+    """A flag for every field of a dataclass, explained by the comment behind the field, with its default."""
+    comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(cls), re.M))
+    hints, group = get_type_hints(cls), parser.add_argument_group(cls.__name__)
+    for field in fields(cls):
+        if field.name in skip:
+            continue
+        kinds = get_args(hints[field.name]) or (hints[field.name],)
+        kind = next(kind for kind in (bool, float, int, str) if kind in kinds)
+        default = {MISSING: "required", None: "none"}.get(field.default, field.default)
+        text = f"{comments.get(field.name, '')} [{default}]".replace("%", "%%")
+        options: dict = {"action": argparse.BooleanOptionalAction} if kind is bool else {
+            "type": reader(kind, type(None) in kinds), "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+        if any(get_origin(one) is tuple for one in kinds):          # a number, or MIN MAX
+            options |= {"nargs": "+", "metavar": ("N", "MAX")}
+        group.add_argument("--" + field.name.replace("_", "-"), dest=field.name, help=text, **options)
+
+
+def add_machine_flags(parser: argparse.ArgumentParser, seed: bool = True) -> None:
+    group = parser.add_argument_group("machine")
+    if seed:
+        group.add_argument("--seed", type=reader(int), metavar="N", default=0, help="of everything that is drawn at random [0]")
+    group.add_argument("--device", default=None, metavar="TEXT", help="cpu, cuda or cuda:1 [CUDA where there is one]")
+    group.add_argument("--dtype", default=None, metavar="TEXT",
+                       help="of the blocks: float32, bfloat16 or float16 [bfloat16 on a GPU that has it, else float32]")
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """The flags given; an unknown one is an error that names the nearest known one."""
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        parser.error(f"unknown argument {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
+    return args
+
+
+def build(cls: type, given: dict):
+    """The dataclass from the flags given; a number or MIN MAX, a list so far, becomes a number or a tuple."""
+    names = {field.name for field in fields(cls)}
+    values = {name: value for name, value in given.items() if name in names}
+    values = {name: (value[0] if len(value) == 1 else tuple(value)) if isinstance(value, list) else value
+              for name, value in values.items()}
+    missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
+    if missing:
+        raise ValueError(f"expected --{' and --'.join(name.replace('_', '-') for name in missing)}, too")
+    return cls(**values)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# commands: the arguments behind the command's name -> exit status
+# ---------------------------------------------------------------------------------------------------------------------
+
+def run_demo(argv: list[str]) -> int:
+    from . import demo                                              # here: it is the one thing that a run does not need
+    parser = new_parser("demo", "Pretrain a tiny GPT-2, train a reward model, then PPO: about a minute, nothing to download.",
+                        "[--out DIR] [--seed N]")
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="folder to write [runs/demo]")
+    add_machine_flags(parser)
+    args = parse(parser, argv)
+    return demo.run_demo(args.out, args.seed, pick_device(args.device), pick_dtype(args.dtype)) or 0
+
+
+def run_train(argv: list[str]) -> int:
+    parser = new_parser("train", "Train GPT-2 with PPO on a reward of yours.",
+                        "--model gpt2 --prompts FILE --reward rule:sentiment --out runs/x [FLAGS]")
+    parser.add_argument("--resume", action="store_true", default=False,
+                        help="continue the run in --out; what is not given is as the run began")
+    parser.add_argument("--allow-config-change", action="store_true", default=False,
+                        help="go on although the settings differ from those that the run began with")
+    add_flags(parser, RunConfig)
+    add_flags(parser, PPOConfig)
+    given = vars(parse(parser, argv))
+    begun = {}
+    if given["resume"] and "out" in given and (Path(given["out"]) / "config.json").is_file():
+        record = json.loads((Path(given["out"]) / "config.json").read_bytes())
+        begun = record.get("run", {}) | record.get("ppo", {})
+    given = begun | given
+    return train(build(RunConfig, given), build(PPOConfig, given), given["resume"], given["allow_config_change"]).status
+
+
+def run_generate(argv: list[str]) -> int:
+    parser = new_parser("generate", "Sample from a policy, beside its reference or another model.",
+                        "--model DIR --prompt TEXT [--reference gpt2] [--reward rule:sentiment]")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model folder, run folder (its newest checkpoint) or public name")
+    parser.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="one prompt or several, each in quotes")
+    parser.add_argument("--reference", default=None, metavar="DIR", help="a second model, sampled with the same random numbers [none]")
+    parser.add_argument("--reward", default=None, metavar="TEXT", help="score the responses with this, as in `train` [none]")
+    parser.add_argument("--n", type=reader(int), default=3, metavar="N", help="responses to each prompt [3]")
+    parser.add_argument("--max-new-tokens", type=reader(int), default=20, metavar="N", help="length limit of a response [20]")
+    parser.add_argument("--temperature", type=reader(float), default=1.0, metavar="X", help="below 1 is safer, above 1 wilder [1.0]")
+    parser.add_argument("--top-k", type=reader(int), default=0, metavar="N", help="draw from the N likeliest tokens; 0: from all [0]")
+    parser.add_argument("--top-p", type=reader(float), default=1.0, metavar="X", help="draw from the likeliest tokens that hold "
+                        "this much probability [1.0]")
+    add_machine_flags(parser)
+    args = parse(parser, argv)
+    if args.n < 1:
+        raise ValueError(f"--n: expected a whole number above 0, got {args.n}")
+    device, dtype = pick_device(args.device), pick_dtype(args.dtype)
+    reward = load_reward(args.reward, device, dtype, Path("labels.jsonl")) if args.reward else None
+    queries = [prompt for prompt in args.prompt for _ in range(args.n)]
+    answers = {}                                                    # model -> its responses, in the order of the queries
+    for name in filter(None, (args.model, args.reference)):
+        folder = newest_checkpoint(Path(name)) or name
+        tokenizer, model = load_tokenizer(folder), GPT2WithValueHead.from_pretrained(str(folder), device, dtype)
+        tokens = model.generate([torch.tensor(tokenizer.encode(query)) for query in queries], args.max_new_tokens,
+                                temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed,
+                                eos_token_id=tokenizer.eos_token_id)
+        answers[name] = [tokenizer.decode(response, skip_special_tokens=True) for response in tokens]
+    scores = {name: reward(queries, responses) for name, responses in answers.items()} if reward else {}
+    for start in range(0, len(queries), args.n):
+        print(f"\n{queries[start]}")
+        for name, responses in answers.items():
+            print(f"  {name}")
+            for i in range(start, start + args.n):
+                print("    " + (f"{scores[name][i]:8.3f}  " if reward else "") + responses[i].replace("\n", "\n    "))
+    return 0
+
+
+def run_reward_model(argv: list[str]) -> int:
+    parser = new_parser("reward-model", "Train a reward model from preferences or from labelled texts.",
+                        "--model gpt2 --labels rt-polarity/ --out runs/reward [FLAGS]")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model folder or public name to start from")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--pairs", metavar="FILE", help='preferences, .jsonl objects of "query", "chosen", "rejected"')
+    data.add_argument("--labels", nargs="+", metavar="FILE", help='texts with labels: .jsonl objects of "text" and "label" (1 or '
+                      "0); or two files, good and bad, one text a line; or the folder of rt-polarity")
+    add_flags(parser, reward_model.RewardModelConfig)
+    add_machine_flags(parser, seed=False)                           # the seed is a field of RewardModelConfig
+    given = vars(parse(parser, argv))
+    config, out = build(reward_model.RewardModelConfig, given), Path(given["out"])
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not an empty folder; choose another --out")
+    if "pairs" in given:
+        pairs, labelled = load_pairs(given["pairs"]), None
+    else:
+        labelled = load_labelled(given["labels"])
+    device, dtype = pick_device(given["device"]), pick_dtype(given["dtype"])
+    tokenizer = load_tokenizer(given["model"])
+    model = reward_model.RewardModel.from_gpt2(load_gpt2(given["model"], device, dtype), tokenizer,
+                                               torch.Generator().manual_seed(config.seed))
+    if labelled is None:
+        result = reward_model.train_on_pairs(model, pairs, config)
+    else:
+        texts, labels = zip(*labelled)
+        result = reward_model.train_on_labels(model, texts, labels, config)
+    model.save_pretrained(out)
+    print(f"accuracy {result.accuracy:.3f} on {result.held_out} held-out examples, after {result.trained} in "
+          f"{result.seconds:.0f} s. Use it: python -m minippo train --reward model:{out}")
+    return 0
+
+
+def run_report(argv: list[str]) -> int:
+    parser = new_parser("report", "Write report.html of a run folder, or lay several runs side by side.", "DIR [DIR ...]")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="run folders, as `train --out` wrote them")
+    add_machine_flags(parser)                                       # every command takes them; a report has no use for them
+    print(write_report(*parse(parser, argv).folders))
+    return 0
+
+
+def run_check(argv: list[str]) -> int:
+    from .check import run_checks
+    parser = new_parser("check", "Check the algorithm's invariants on this machine and these weights.", "[--model gpt2]")
+    parser.add_argument("--model", default=None, metavar="DIR", help="model folder or public name [a small random model]")
+    add_machine_flags(parser)
+    args = parse(parser, argv)
+    torch.manual_seed(args.seed)
+    return run_checks(args.model, pick_device(args.device), pick_dtype(args.dtype))
+
+
+def run_bench(argv: list[str]) -> int:
+    from . import bench
+    parser = new_parser("bench", "Measure rollout, scoring and update: time, memory, share of the machine's limit.", "[FLAGS]")
+    add_flags(parser, bench.BenchConfig)
+    return bench.run_bench(build(bench.BenchConfig, vars(parse(parser, argv)))) or 0
+
+
+COMMANDS = {
+    "demo": (run_demo, "the whole of RLHF in about a minute, nothing to download; what runs without a command"),
+    "train": (run_train, "train GPT-2 with PPO on a reward of yours"),
+    "generate": (run_generate, "sample from a policy, beside its reference"),
+    "reward-model": (run_reward_model, "train a reward model from preferences or labelled texts"),
+    "report": (run_report, "write report.html of a run, or compare several"),
+    "check": (run_check, "check the algorithm's invariants on this machine"),
+    "bench": (run_bench, "measure rollout, scoring and update"),
+}
+OVERVIEW = "\n".join(["usage: python -m minippo [COMMAND] [FLAGS]", "", "PPO fine-tuning of GPT-2. Commands:", "",
+                      *(f"  {name:14}{text}" for name, (_, text) in COMMANDS.items()), "",
+                      "python -m minippo COMMAND --help explains every flag of a command."])
+
+
+def main(argv: list[str]) -> int:
+    """Run a command; returns the exit status."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(OVERVIEW)
+        return 0
+    name = "demo" if not argv or argv[0].startswith("-") else argv[0]
+    try:
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            raise ValueError(f"no command {name!r}" + (f"; did you mean {near[0]}?" if near else "")
+                             + f" There are: {', '.join(COMMANDS)}")
+        return COMMANDS[name][0](argv[1:] if argv[:1] == [name] else argv)
+    except (KeyboardInterrupt, StopRun):
+        return 130
+    except (RewardError, FloatingPointError, MemoryError) as error:         # the input was fine, the run was not
+        if isinstance(error, RewardError) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)              # the user's own function: show where it failed
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"error: {text}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

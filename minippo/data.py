@@ -1,0 +1,396 @@
+"""Prompts and texts: files of prompts, preference pairs and labelled texts; the built-in reviews.
+
+The built-in corpus is what the demo learns from, so that it needs no download. A grammar written
+for this project makes short film reviews; `true_score` labels them, from the text alone. All names
+in it are invented.
+
+Fifty reviews:  python -c "from minippo.data import *; print(*make_reviews(50, seed=0), sep='\n')"
+"""
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Pair(NamedTuple):
+    """One preference: query + chosen is a better text than query + rejected."""
+    query: str
+    chosen: str
+    rejected: str
+
+
+class Review(NamedTuple):
+    """A review and its `true_score`, from 0 (every opinion is bad) to 1 (every opinion is good)."""
+    text: str
+    score: float
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+def _lines(path):
+    """Return [("file, line 3", text)] of the lines that are not blank.
+
+    UTF-8, with or without a byte order mark; what is not UTF-8 is taken for ISO-8859-1, read as its
+    superset cp1252, as browsers do. Only "\n" ends a line: str.splitlines also cuts at U+0085 and
+    U+2028, in the middle of a sentence.
+    """
+    raw = Path(path).read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("cp1252", errors="replace")
+    numbered = enumerate(text.split("\n"), start=1)
+    lines = [(f"{path}, line {number}", line.strip()) for number, line in numbered]
+    for where, line in lines:
+        if "\0" in line:
+            raise ValueError(f"{where}: a zero byte: no text, or UTF-16; save the file as UTF-8")
+    return [(where, line) for where, line in lines if line]
+
+
+def _records(path):
+    """Return [("file, line 3", dict)] of a file with one JSON object a line."""
+    records = []
+    for where, line in _lines(path):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where}: not JSON ({error}): {line[:60]}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: expected a JSON object, got {line[:60]}")
+        records.append((where, record))
+    return records
+
+
+def _field(record, names, where):
+    """Return the text under the first of `names` that the record has."""
+    wanted = " or ".join(f'"{name}"' for name in names)
+    text = next((record[name] for name in names if name in record), None)
+    if not isinstance(text, str) or not text.strip():
+        got = f"{text!r:.60} (fields: {', '.join(record) or 'none'})"
+        raise ValueError(f"{where}: expected a text under {wanted}, got {got}")
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"{where}: half a surrogate pair under {wanted}; no tokenizer takes it")
+    return text
+
+
+def _label(record, where):
+    """Return the record's label, 0 or 1."""
+    label = record.get("label")
+    if label not in (0, 1):
+        raise ValueError(f'{where}: expected "label" to be 0 (bad) or 1 (good), got {label!r:.60}')
+    return int(label)
+
+
+def load_prompts(path: str | Path) -> list[str]:
+    """Read prompts: text with one a line, or .jsonl objects with "query", "prompt" or "text".
+
+    Blank lines are skipped, and lines of text lose the white space around them (a space at the end
+    would be a token of its own); strings in .jsonl stay as they are.
+    """
+    if Path(path).suffix.lower().startswith(".json"):
+        names = ("query", "prompt", "text")
+        prompts = [_field(record, names, where) for where, record in _records(path)]
+    else:
+        prompts = [line for _, line in _lines(path)]
+    if not prompts:
+        raise ValueError(f"{path}: no prompts in it; wanted one a line")
+    return prompts
+
+
+def load_pairs(path: str | Path) -> list[Pair]:
+    """Read preference pairs: .jsonl objects of "query" (may be ""), "chosen" and "rejected"."""
+    pairs = []
+    for where, record in _records(path):
+        query = "" if record.get("query") == "" else _field(record, ["query"], where)
+        chosen, rejected = (_field(record, [name], where) for name in ("chosen", "rejected"))
+        if chosen == rejected:
+            raise ValueError(f"{where}: chosen and rejected are the same, so nothing is preferred")
+        pairs.append(Pair(query, chosen, rejected))
+    if not pairs:
+        raise ValueError(f'{path}: no pairs in it; wanted objects of "query", "chosen", "rejected"')
+    return pairs
+
+
+def load_labelled(paths: str | Path | list[str | Path]) -> list[tuple[str, int]]:
+    """Read texts with their label, 1 good or 0 bad: [(text, label)].
+
+    paths: a .jsonl file of "text" and "label"; or two text files, good and bad, with one text a
+    line; or the folder that holds rt-polarity.pos and rt-polarity.neg (Pang and Lee 2005).
+    """
+    files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    if len(files) == 1 and files[0].is_dir():
+        files = [files[0] / "rt-polarity.pos", files[0] / "rt-polarity.neg"]
+    if len(files) == 1:
+        labelled = [(_field(record, ["text"], where), _label(record, where))
+                    for where, record in _records(files[0])]
+    elif len(files) == 2:
+        labelled = [(line, label) for file, label in zip(files, (1, 0)) for _, line in _lines(file)]
+    else:
+        raise ValueError(f"expected one .jsonl file or folder, or two text files, got {len(files)}")
+    good = sum(label for _, label in labelled)
+    if good in (0, len(labelled)):
+        names = " and ".join(str(file) for file in files)
+        raise ValueError(f"{names}: {good} good and {len(labelled) - good} bad texts; wanted both")
+    return labelled
+
+
+# --- the built-in reviews: the grammar ------------------------------------------------------------
+#
+# A rule is a line "name: option | option"; {name} expands a rule; a repeated option is likelier.
+# A review has a mood, + or -, that every expansion inherits: where there are rules name+ and name-,
+# the mood chooses. {!name} expands in the other mood: for contrasts ("..., but ...") and negations
+# ("never dull"). The plain single words in the rules with a mood are the opinion words, the lexicon
+# of `true_score`; no other word of the grammar has an opinion. The moods mirror each other: about
+# half of the reviews are good, and up to its first opinion word a review does not tell which.
+
+_GRAMMAR = """
+review: {first} | {first} {last} | {first} {middle} | {first} {middle} {last}
+first: {film} {verdict}. | {film} {verdict}. | {film} {verdict}, and {clause}.
+    | {film} {verdict} because {clause}. | {film} {verdict}, {but} {!clause}.
+    | {although} {!clause}, {film} {verdict}. | with its {asset} and its {asset}, {film} {verdict}.
+    | I {loved} {film}. | I was {moved} by {film} because {clause}. | {film} left me {moved}.
+    | {film} left me {moved}, {but} {!clause}. | {clause}, and {clause}.
+middle: {clause}. | {clause}, and {clause}. | {clause}, while {clause}.
+    | {two} are {film_adj} {when}. | it {has}, and {clause}. | {!clause}, {but} {clause}.
+    | {although} {!clause}, {clause}. | {cast}. | {cast}, and {clause}.
+    | I {loved} {any}, and {clause}.
+last: {closing}, it {verdict}. | {closing}, {clause}. | {closing}, I was {moved} by {any}.
+    | {advice}. | {advice}.
+closing: in the end | overall | all in all | on the whole | for me
+although: although | even though | while
+but: but | but | yet
+
+film: {this} {genre} | {this} {genre} about {topic} | {director}'s {new} {genre}
+    | {director}'s {genre} about {topic} | {the_new} {genre} by {director}
+    | {this} {genre} with {actor} | {the_new} {genre} with {actor}
+this: this | this | the
+the_new: the {new} | this new | this latest
+new: new | latest | second | third
+genre: film | film | movie | comedy | thriller | drama | western | musical | romance | war film
+    | horror film | crime story
+topic: a retired detective | two sisters | a bank robbery | a small town | a missing letter
+    | a sailor and his dog | a young pianist | an old lighthouse | a royal wedding
+    | a stolen painting | a long summer | two rival cooks | a family of farmers | a night train
+    | a teacher and her class | an island doctor | a forgotten war | a circus
+director: {first_name} {last_name} | {last_name}
+actor: {first_name} {last_name}
+first_name: Ines | Paul | Nora | Hugo | Lena | Omar | Ruth | Ivan | Clara | Leo
+last_name: Calder | Renner | Vance | Marsh | Ortiz | Keller | Moss | Lowe | Doyle | Quinn
+role: the detective | the sheriff | the thief | the mother | the queen | the doctor | the captain
+    | the teacher | the judge
+
+verdict: {is} {film_adj} | {is} {very} {film_adj} {when} | {is} {film_adj} and {film_adj}
+    | is a {truly} {film_adj} {thing} | is a {gem} {when} | is a {treat} for {viewers}
+    | {works} {when} | {has} | {has} | is {either}
+either: {not} {!film_adj} | neither {!film_adj} nor {!film_adj} | {film_adj} {when}
+    | {very} {film_adj}
+thing: piece of work | evening at the cinema | way to spend two hours | picture
+when: from start to finish | from the first scene to the last | in almost every scene
+    | after a quiet first hour | at every turn
+viewers: fans of the genre | the whole family | patient viewers | a young audience
+    | anyone who likes old films
+is: is | is | is | feels
+are: are | are | are | feel
+not: not | never
+very: truly | really | quite | rather
+truly: | | truly | really
+
+clause: {story} {is} {how} {story_adj} | {acting} {is} {how} {acting_adj}
+    | {look} {is} {how} {look_adj} | {sound} {is} {how} {sound_adj} | {talk} {is} {how} {talk_adj}
+    | {pace} {is} {how} {pace_adj} | {ending} {is} {how} {ending_adj}
+    | {jokes} {are} {how} {talk_adj} | {sets} {are} {how} {look_adj}
+    | {people} {are} {how} {acting_adj} | {songs} {are} {how} {sound_adj}
+    | {chases} {are} {how} {pace_adj} | {cast} | {any} is {not} {!film_adj} | {any} {shines} {when}
+    | {story} {has} | {talk} {has} | {two} are {film_adj}
+two: both {story} and {acting} | both {talk} and {ending} | both {look} and {sound}
+how:  |  |  | truly | rather | surprisingly
+cast: {actor} is {how} {acting_adj} as {role} | {actor} {shines} as {role}
+    | {actor} plays {role} {with} | the director tells the story {with}
+    | the director handles {any} {with}
+any: {story} | {acting} | {look} | {sound} | {talk} | {pace} | {ending}
+story: the plot | the story | the script | the premise
+acting: the acting | the cast | the lead
+look: the camera work | the photography | the lighting | the editing
+sound: the score | the music | the soundtrack
+talk: the dialogue | the humour | the writing
+pace: the pacing | the direction | the opening
+ending: the ending | the final act | the last scene
+jokes: the jokes | the lines | the speeches
+sets: the costumes | the sets | the special effects
+people: the characters | the actors | the heroes
+songs: the songs | the tunes
+chases: the chases | the fights | the action scenes
+asset: {story_adj} plot | {story_adj} story | {talk_adj} dialogue | {sound_adj} score
+    | {look_adj} photography | {acting_adj} cast | {ending_adj} ending | {pace_adj} pacing
+    | {talk_adj} jokes | {look_adj} costumes
+
+advice+: I {gladly} {recommend} it to {viewers} | it is {worth} {price}
+    | I would {gladly} see it again
+advice-: I cannot {!recommend} it to {viewers} | it is not {!worth} {price}
+    | I would {hate} to see it again
+price: a ticket | an evening | two hours of a weekend
+has+: has {wit} and {wit} | has plenty of {wit} | is full of {wit}
+has-: has no {!wit} | lacks {!wit} | has little {!wit} and no {!wit}
+with+: with {wit} | with {wit} and {wit}
+with-: without {!wit} | with little {!wit}
+
+story_adj+: clever | gripping | inventive | engaging | original | touching | exciting
+story_adj-: thin | predictable | muddled | confusing | silly | tired | stale
+acting_adj+: convincing | superb | brilliant | charming | excellent | magnetic | warm
+acting_adj-: wooden | stiff | bland | terrible | lifeless | awkward | unconvincing
+look_adj+: beautiful | elegant | striking | stunning | gorgeous | stylish
+look_adj-: ugly | murky | careless | sloppy | drab | cheap
+sound_adj+: haunting | lovely | lively | memorable | graceful | stirring
+sound_adj-: irritating | intrusive | forgettable | grating | noisy | dreary
+talk_adj+: witty | sharp | funny | fresh | hilarious | subtle
+talk_adj-: stilted | lame | flat | clumsy | corny | stupid
+pace_adj+: brisk | tight | confident | assured | thrilling | fluid
+pace_adj-: slow | sluggish | uneven | tedious | hectic | shapeless
+ending_adj+: satisfying | moving | powerful | rewarding | perfect
+ending_adj-: rushed | disappointing | weak | absurd | hollow
+film_adj+: wonderful | delightful | terrific | heartfelt | enjoyable | splendid | great
+    | fascinating
+film_adj-: dull | dreadful | awful | boring | pointless | miserable | poor | annoying
+gem+: gem | joy | triumph | delight | success
+gem-: mess | bore | failure | disaster | mistake
+treat+: treat | pleasure | joy
+treat-: chore | trial | disappointment
+works+: works | delights | shines | charms | soars
+works-: drags | fails | disappoints | stumbles | bores
+shines+: shines | impresses | delights | excels
+shines-: disappoints | fails | irritates | struggles
+moved+: charmed | moved | delighted | impressed | thrilled | amused
+moved-: bored | annoyed | disappointed | irritated | baffled | exhausted
+loved+: enjoyed | loved | liked | admired
+loved-: disliked | hated | endured | regretted
+gladly+: gladly
+hate-: hate
+recommend+: recommend
+worth+: worth
+wit+: wit | warmth | charm | grace | energy | flair | imagination | heart | style | depth
+"""
+
+
+def _read_grammar(text):
+    """Return {name: [options]}; a line that begins with a space continues the rule before it."""
+    rules = {}
+    for rule in re.split(r"\n+(?=\S)", text.strip()):
+        name, options = rule.split(":", 1)
+        rules[name] = [" ".join(option.split()) for option in options.split("|")]
+    return rules
+
+
+_RULES = _read_grammar(_GRAMMAR)
+
+
+def _opinion_words(mood):
+    """Return the plain single words in the rules of one mood."""
+    options = [option for name in _RULES if name.endswith(mood) for option in _RULES[name]]
+    return {option for option in options if option.isalpha()}
+
+
+GOOD_WORDS, BAD_WORDS = _opinion_words("+"), _opinion_words("-")
+_NEGATIONS = {"not", "never", "no", "neither", "nor", "cannot", "without", "lacks", "little"}
+_ONE_THING = ("story", "sound", "ending")          # rules whose options are names of the same thing
+_CLAUSE_ENDS = set(".,;:!?") | {"and", "but", "yet", "while", "although", "though", "because"}
+_TELLING = GOOD_WORDS | BAD_WORDS | _NEGATIONS | {"full", "plenty"}    # "full of" can only praise
+
+
+# --- the built-in reviews: their score, and what is made of them ----------------------------------
+
+def true_score(text: str) -> float:
+    """Return the share of the opinion words in `text` that praise, 0 to 1; 0.5 if there is none.
+
+    A negation turns the opinion words among the three words after it, within its clause: "never
+    dull" praises, "neither clever nor funny" blames twice. Knows the grammar's own words only.
+    """
+    praises, reach = [], 0                         # reach: how many more words a negation turns
+    for word in re.findall(r"[a-z']+|[.,;:!?]", text.lower()):
+        if word in _NEGATIONS or word.endswith("n't"):
+            reach = 3
+            continue
+        if word in _CLAUSE_ENDS:
+            reach = 0
+        if word in GOOD_WORDS or word in BAD_WORDS:
+            praises.append((word in GOOD_WORDS) == (reach == 0))
+        reach = max(0, reach - 1)
+    return sum(praises) / len(praises) if praises else 0.5
+
+
+def _expand(rng, name, mood):
+    """Expand the rule `name` in a mood, "+" or "-", all the way down to words."""
+    def expand_inner(match):
+        other = "-" if mood == "+" else "+"
+        return _expand(rng, match[2], other if match[1] else mood)
+    option = rng.choice(_RULES.get(name + mood) or _RULES[name])
+    return re.sub(r"\{(!?)(\w+)\}", expand_inner, option)
+
+
+def _repeats(text):
+    """Tell whether a review uses an opinion or a longer word twice, or judges one thing twice."""
+    words = re.findall(r"[a-z]+", text.lower())
+    small = {"with", "from", "this"}
+    telling = [word for word in words if len(word) > 3 and word not in small or word in GOOD_WORDS]
+    judged = [sum(noun in text.lower() for noun in _RULES[rule]) for rule in _ONE_THING]
+    return len(telling) > len(set(telling)) or max(judged) > 1
+
+
+def _review(rng):
+    """Draw one review; draw again where it is too short, too long or repeats itself."""
+    while True:
+        text = " ".join(_expand(rng, "review", rng.choice("+-")).split())
+        text = re.sub(r"\ba (?=[aeiou])", "an ", text)
+        text = re.sub(r"(^|\. )([a-z])", lambda match: match[1] + match[2].upper(), text)
+        if 12 <= len(text.split()) <= 40 and not _repeats(text):
+            return Review(text, true_score(text))
+
+
+def _openings(text):
+    """Return the beginnings of `text` of 2 to 6 words that stop before its first telling word."""
+    words = text.split(" ")
+    first = next(i for i, word in enumerate(words) if word.lower().strip(".,") in _TELLING)
+    return [" ".join(words[:count]) for count in range(2, min(6, first) + 1)]
+
+
+def make_reviews(n: int, seed: int) -> list[Review]:
+    """Return n reviews of 1 to 3 sentences and 12 to 40 words, about half of them good."""
+    rng = random.Random(seed)
+    return [_review(rng) for _ in range(n)]
+
+
+def review_queries(n: int, seed: int) -> list[str]:
+    """Return n prompts: beginnings of reviews, 2 to 6 words that hold no opinion yet."""
+    rng = random.Random(seed)
+    queries = []
+    while len(queries) < n:
+        openings = _openings(_review(rng).text)
+        if openings:
+            queries.append(rng.choice(openings))
+    return queries
+
+
+def preference_pairs(n: int, seed: int) -> list[Pair]:
+    """Return n pairs of reviews that begin alike; `chosen` is the one with the higher `true_score`.
+
+    There is no noise in it: the rule always decides, and reviews of equal score are not paired.
+    """
+    rng = random.Random(seed)
+    pool = [_review(rng) for _ in range(n + 1000)]
+    alike = {}                                     # opening -> the reviews that begin with it
+    for review in pool:
+        for opening in _openings(review.text):
+            alike.setdefault(opening, []).append(review)
+    pairs = []
+    while len(pairs) < n:
+        review = rng.choice(pool)
+        shared = [opening for opening in _openings(review.text) if len(alike[opening]) > 1]
+        if not shared:
+            continue
+        query = rng.choice(shared)
+        other = rng.choice(alike[query])
+        if review.score != other.score:
+            worse, better = sorted((review, other), key=lambda r: r.score)
+            pairs.append(Pair(query, better.text[len(query):], worse.text[len(query):]))
+    return pairs

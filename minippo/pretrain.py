@@ -1,0 +1,164 @@
+"""Next-token training: how the small built-in model learns to write before PPO teaches it what to write.
+
+Each row of a batch begins where a text begins, as a query does later, and runs on into the texts that follow, with EOS
+between them: nothing is padding, and the model learns where texts end. What a longer text has behind the row's end begins
+a row of its own.
+
+Left out, and why: dropout and early stopping. The held-out loss says when a small model begins to learn by heart.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import dataclass
+from typing import NamedTuple, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .gpt2 import GPT2
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How long and how fast to train; the defaults suit a model of about a million parameters."""
+    steps: int = 300                # optimizer steps; the texts are passed over as often as that takes
+    batch_size: int = 32            # rows per step
+    block_size: int = 64            # tokens per row; at most the model's n_positions
+    learning_rate: float = 2e-3     # of AdamW at its peak: reached after the first 5% of the steps, then a cosine down to 0
+    weight_decay: float = 0.01      # AdamW's pull of every weight towards 0
+    held_out: float = 0.05          # share of the texts that are kept apart for the second of the two losses
+    seed: int = 0                   # of the split and of the order of the rows
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "block_size"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"PretrainConfig: {name} must be a whole number above 0, got {getattr(self, name)!r}")
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"PretrainConfig: learning_rate must be above 0 and weight_decay at least 0, got "
+                             f"{self.learning_rate!r} and {self.weight_decay!r}")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"PretrainConfig: held_out must be a share from 0 to below 1, got {self.held_out!r}")
+
+
+class Losses(NamedTuple):
+    """Mean cross-entropy of a token, in nats."""
+    train: float        # over the last tenth of the steps
+    held_out: float     # over the texts kept apart; nan where there are none
+
+
+class Progress:
+    """One line about a training loop: rewritten in place at a terminal, elsewhere once a minute and at the end."""
+
+    def __init__(self, name: str, steps: int):
+        self.name, self.steps = name, steps
+        self.started = self.shown = time.monotonic()
+        self.terminal = sys.stdout.isatty()
+
+    def show(self, step: int, loss: float) -> None:
+        now = time.monotonic()
+        if now - self.shown >= (0.2 if self.terminal else 60.0):
+            self.shown = now
+            left = (now - self.started) * (self.steps - step) / step
+            self.write(f"{self.name}: step {step} of {self.steps}, loss {loss:.3f}, {left:.0f} s left", last=False)
+
+    def finish(self, result: str) -> None:
+        self.write(f"{self.name}: {self.steps} steps, {result}, {time.monotonic() - self.started:.0f} s", last=True)
+
+    def write(self, line: str, last: bool) -> None:
+        if self.terminal:
+            line = f"\r{line:<79}"                                 # blanks wipe what a longer line has left
+        print(line, end="" if self.terminal and not last else "\n", flush=True)
+
+
+def split(examples: Sequence, share: float, generator: torch.Generator) -> tuple[list, list]:
+    """Shuffle and part: (training, held out). Of an example that occurs twice no copy is trained on if one is held out."""
+    order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
+    count = max(1, round(share * len(order))) if share else 0
+    held_out = order[:count]
+    seen = set(held_out)
+    training = [example for example in order[count:] if example not in seen]
+    if not training:
+        raise ValueError(f"{len(examples)} examples, {len(set(examples))} of them distinct, are too few to hold out "
+                         f"{share:.0%}: give more of them, or set held_out to 0")
+    return training, held_out
+
+
+def pack(tokenizer, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+    """The tokens of all texts, each closed by EOS, in one stream (N,), and the places (M,) where the rows begin in it."""
+    stream, starts = [], []
+    for text in texts:
+        tokens = [*tokenizer.encode(text), tokenizer.eos_token_id]
+        starts.extend(range(len(stream), len(stream) + len(tokens), length))
+        stream.extend(tokens)
+    return torch.tensor(stream), torch.tensor(starts)
+
+
+def rows_loss(model: GPT2, stream: Tensor, starts: Tensor, length: int) -> Tensor:
+    """Mean cross-entropy of each next token in the rows that begin at `starts`; the stream's end runs on at its start."""
+    columns = torch.arange(length + 1, device=stream.device)
+    rows = stream[(starts[:, None] + columns) % len(stream)]                                # (B, length + 1)
+    return F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+
+
+def learning_rate_at(step: int, config: PretrainConfig) -> float:
+    """A linear rise over the first 5% of the steps, then half a cosine that reaches 0 after the last."""
+    warmup = max(1, config.steps // 20)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup + 1) / (config.steps - warmup + 1)))
+
+
+def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfig = PretrainConfig()) -> Losses:
+    """Train `model` in place to predict the next token of `texts`, and return the final losses.
+
+    Raises:
+        ValueError: no texts, a tokenizer or a block_size that does not fit the model; FloatingPointError: the loss is not
+            finite; the weights are then those before that step.
+    """
+    if isinstance(texts, str) or not texts:
+        raise ValueError(f"pretrain: expected a list of texts, got {texts!r:.60}")
+    if config.block_size > model.config.n_positions:
+        raise ValueError(f"pretrain: block_size {config.block_size} is more than the model's {model.config.n_positions} "
+                         "positions (n_positions)")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(f"pretrain: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
+    generator = torch.Generator().manual_seed(config.seed)
+    training, held_out = split(texts, config.held_out, generator)
+    stream, starts = (x.to(model.device) for x in pack(tokenizer, training, config.block_size))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, betas=(0.9, 0.95), fused=True)
+    needed, epochs = config.steps * config.batch_size, -(-config.steps * config.batch_size // len(starts))
+    order = torch.cat([torch.randperm(len(starts), generator=generator) for _ in range(epochs)])[:needed].to(model.device)
+
+    progress, losses = Progress("pretraining", config.steps), []
+    for step, batch in enumerate(order.split(config.batch_size)):
+        loss = rows_loss(model, stream, starts[batch], config.block_size)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(f"pretrain: the loss is {losses[-1]} at step {step + 1}; lower the learning rate "
+                                     f"({config.learning_rate})")
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, config)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # the first steps of a fresh model are steep
+        optimizer.step()
+        progress.show(step + 1, losses[-1])
+
+    tail = losses[-max(1, config.steps // 10):]
+    result = Losses(sum(tail) / len(tail), held_out_loss(model, tokenizer, held_out, config))
+    progress.finish(f"loss {result.train:.3f}" + (f", on held-out texts {result.held_out:.3f}" if held_out else ""))
+    return result
+
+
+@torch.no_grad()
+def held_out_loss(model: GPT2, tokenizer, texts: list[str], config: PretrainConfig) -> float:
+    """Mean cross-entropy over the rows of `texts`; nan where there are none."""
+    if not texts:
+        return math.nan
+    stream, starts = (x.to(model.device) for x in pack(tokenizer, texts, config.block_size))
+    total = sum(rows_loss(model, stream, batch, config.block_size).item() * len(batch)
+                for batch in starts.split(config.batch_size))
+    return total / len(starts)
