@@ -10,23 +10,23 @@ from conftest import make_policy
 from minippo.policy import response_logprobs
 from minippo.ppo import PPOConfig, PPOTrainer
 
-QUERY, BATCH = torch.tensor([1]), 128
+QUERY = torch.tensor([1])
 
 
-def train(score, response_length: int, updates: int, seed: int = 0, vocab_size: int = 6, **config) -> PPOTrainer:
-    policy = make_policy(vocab_size=vocab_size, n_positions=8, n_embd=16, n_layer=1, n_head=2, seed=seed)
-    settings = dict(adap_kl_ctrl=False, learning_rate=3e-3, mini_batch_size=BATCH, vf_coef=0.5, seed=seed)
+def train(score, response_length: int, updates: int, batch: int = 128, **config) -> PPOTrainer:
+    policy = make_policy(vocab_size=6, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    settings = dict(adap_kl_ctrl=False, learning_rate=3e-3, mini_batch_size=batch, vf_coef=0.5)
     trainer = PPOTrainer(PPOConfig(**{**settings, **config}), policy)
     for update in range(updates):
         trainer.optimizer.param_groups[0]["lr"] = trainer.config.learning_rate * (1 - update / updates)
-        responses = trainer.generate([QUERY] * BATCH, max_new_tokens=response_length)
-        trainer.stats = trainer.step([QUERY] * BATCH, responses, [score(r.tolist()) for r in responses])
+        responses = trainer.generate([QUERY] * batch, max_new_tokens=response_length)
+        trainer.stats = trainer.step([QUERY] * batch, responses, [score(r.tolist()) for r in responses])
     return trainer
 
 
-def first_token_probs(model, vocab_size: int = 6) -> torch.Tensor:
+def first_token_probs(model) -> torch.Tensor:
     with torch.no_grad():
-        logprobs, values, _ = response_logprobs(model, [QUERY] * vocab_size, [torch.tensor([a]) for a in range(vocab_size)])
+        logprobs, _, _ = response_logprobs(model, [QUERY] * 6, [torch.tensor([a]) for a in range(6)])
     return logprobs[:, 0].exp()
 
 
@@ -37,7 +37,7 @@ def test_one_token_responses_reach_the_closed_form_optimum(kl_coef):
     With the KL sign flipped it is above 0.5.
     """
     scores = torch.tensor([0.0, 1.0, -1.0, 0.5, 0.2, -0.3])
-    trainer = train(lambda r: scores[r[0]].item(), 1, 250, init_kl_coef=kl_coef)
+    trainer = train(lambda r: scores[r[0]].item(), 1, 80, batch=256, learning_rate=1e-2, init_kl_coef=kl_coef)
     optimum = (first_token_probs(trainer.ref_model).log() + scores / kl_coef).softmax(0)
     reached, start = first_token_probs(trainer.model), first_token_probs(trainer.ref_model)
     assert 0.5 * (reached - optimum).abs().sum() < 0.02 < 0.5 * (start - optimum).abs().sum()

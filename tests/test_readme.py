@@ -1,0 +1,55 @@
+"""README's Python blocks run as printed, in order, in a folder where "gpt2" is a small random model with GPT-2's vocabulary.
+
+Blocks that need transformers or huggingface_hub run where those are installed (tests/peers has the same in depth).
+"""
+
+import importlib.util
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+from conftest import make_policy
+from minippo.tokenizer import load_tokenizer
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+
+
+@pytest.fixture
+def gpt2_here(tmp_path, monkeypatch):
+    """A folder named gpt2 in the current folder is found before the cache and the network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    policy = make_policy(vocab_size=50257, n_positions=128, n_embd=16, n_layer=1, n_head=2, scale=2.0)
+    try:
+        policy.save_pretrained("gpt2", load_tokenizer("gpt2"))
+    except (FileNotFoundError, OSError) as error:
+        policy.save_pretrained("gpt2")
+        try:
+            load_tokenizer("gpt2")
+        except OSError:
+            pytest.skip(f"GPT-2's BPE files are not at hand: {error}")
+
+
+def test_the_blocks_run_as_printed(gpt2_here, monkeypatch, capsys):
+    from minippo import GPT2WithValueHead
+    pushed = []
+    monkeypatch.setattr(GPT2WithValueHead, "push_to_hub", lambda self, *args: pushed.append(args))
+    namespace: dict = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for block in BLOCKS:
+            if "transformers" in block and importlib.util.find_spec("transformers") is None:
+                continue
+            exec(compile(block, str(README), "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert len(namespace["query"]) == 7 and len(namespace["response"]) <= 20
+    assert "step 1  score" in printed and pushed[0][0] == "your-name/my-gpt2"
+    assert Path("my-gpt2/value_head.safetensors").exists() and Path("checkpoint/manifest.json").exists()
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)", README.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (README.parent / target).exists(), target
