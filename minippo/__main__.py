@@ -61,17 +61,19 @@ def new_parser(command: str, text: str, example: str) -> argparse.ArgumentParser
     return parser
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type, skip: set[str] = frozenset()) -> None:
+def comments(cls: type) -> dict[str, str]:
+    """The comment behind each field of a dataclass, from its source."""
+    return dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(cls), re.M))
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
     """A flag for every field of a dataclass, explained by the comment behind the field, with its default."""
-    comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(cls), re.M))
-    hints, group = get_type_hints(cls), parser.add_argument_group(cls.__name__)
+    hints, texts, group = get_type_hints(cls), comments(cls), parser.add_argument_group(cls.__name__)
     for field in fields(cls):
-        if field.name in skip:
-            continue
         kinds = get_args(hints[field.name]) or (hints[field.name],)
         kind = next(kind for kind in (bool, float, int, str) if kind in kinds)
         default = {MISSING: "required", None: "none"}.get(field.default, field.default)
-        text = f"{comments.get(field.name, '')} [{default}]".replace("%", "%%")
+        text = f"{texts.get(field.name, '')} [{default}]".replace("%", "%%")
         options: dict = {"action": argparse.BooleanOptionalAction} if kind is bool else {
             "type": reader(kind, type(None) in kinds), "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
         if any(get_origin(one) is tuple for one in kinds):          # a number, or MIN MAX
@@ -79,10 +81,11 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, skip: set[str] = froze
         group.add_argument("--" + field.name.replace("_", "-"), dest=field.name, help=text, **options)
 
 
-def add_machine_flags(parser: argparse.ArgumentParser, seed: bool = True) -> None:
+def add_machine_flags(parser: argparse.ArgumentParser, seed: str | None = "of everything that is drawn at random") -> None:
+    """--seed, --device and --dtype, which every command takes. seed: its help; None where a dataclass has that field."""
     group = parser.add_argument_group("machine")
-    if seed:
-        group.add_argument("--seed", type=reader(int), metavar="N", default=0, help="of everything that is drawn at random [0]")
+    if seed is not None:
+        group.add_argument("--seed", type=reader(int), metavar="N", default=0, help=f"{seed} [0]")
     group.add_argument("--device", default=None, metavar="TEXT", help="cpu, cuda or cuda:1 [CUDA where there is one]")
     group.add_argument("--dtype", default=None, metavar="TEXT",
                        help="of the blocks: float32, bfloat16 or float16 [bfloat16 on a GPU that has it, else float32]")
@@ -190,7 +193,7 @@ def run_reward_model(argv: list[str]) -> int:
     data.add_argument("--labels", nargs="+", metavar="FILE", help='texts with labels: .jsonl objects of "text" and "label" (1 or '
                       "0); or two files, good and bad, one text a line; or the folder of rt-polarity")
     add_flags(parser, reward_model.RewardModelConfig)
-    add_machine_flags(parser, seed=False)                           # the seed is a field of RewardModelConfig
+    add_machine_flags(parser, seed=None)
     given = vars(parse(parser, argv))
     config, out = build(reward_model.RewardModelConfig, given), Path(given["out"])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -217,7 +220,7 @@ def run_reward_model(argv: list[str]) -> int:
 def run_report(argv: list[str]) -> int:
     parser = new_parser("report", "Write report.html of a run folder, or lay several runs side by side.", "DIR [DIR ...]")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="run folders, as `train --out` wrote them")
-    add_machine_flags(parser)                                       # every command takes them; a report has no use for them
+    add_machine_flags(parser, seed="as every command has it; a report draws nothing")
     print(write_report(*parse(parser, argv).folders))
     return 0
 
@@ -226,9 +229,8 @@ def run_check(argv: list[str]) -> int:
     from .check import run_checks
     parser = new_parser("check", "Check the algorithm's invariants on this machine and these weights.", "[--model gpt2]")
     parser.add_argument("--model", default=None, metavar="DIR", help="model folder or public name [a small random model]")
-    add_machine_flags(parser)
+    add_machine_flags(parser, seed="as every command has it; the checks draw the same numbers each time")
     args = parse(parser, argv)
-    torch.manual_seed(args.seed)
     return run_checks(args.model, pick_device(args.device), pick_dtype(args.dtype))
 
 
@@ -265,8 +267,10 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"no command {name!r}" + (f"; did you mean {near[0]}?" if near else "")
                              + f" There are: {', '.join(COMMANDS)}")
         return COMMANDS[name][0](argv[1:] if argv[:1] == [name] else argv)
-    except (KeyboardInterrupt, StopRun):
+    except KeyboardInterrupt:
         return 130
+    except StopRun as stop:                                         # at the terminal, while it rated what was generated
+        return 128 + stop.signum if stop.signum else 0
     except (RewardError, FloatingPointError, MemoryError) as error:         # the input was fine, the run was not
         if isinstance(error, RewardError) and error.__cause__ is not None:
             traceback.print_exception(error.__cause__)              # the user's own function: show where it failed

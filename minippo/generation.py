@@ -44,12 +44,12 @@ def check_tokens(name: str, sequences: Sequence, vocab_size: int) -> list[Tensor
         if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
             raise ValueError(f"{name}[{i}]: token ids are integers, got {tokens.dtype}")
         checked.append(tokens.detach().to(checked[0].device if checked else tokens.device, torch.long))
-    ragged = list(torch.cat(checked).cpu().split([len(tokens) for tokens in checked]))       # one host sync for all rows
-    for i, tokens in enumerate(ragged):
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(f"{name}[{i}]: token id {low if low < 0 else high} is outside the vocabulary of {vocab_size} "
-                             "tokens; is this the model's own tokenizer?")
+    flat = torch.cat(checked).cpu()                                                          # one host sync for all rows
+    ragged = list(flat.split([len(tokens) for tokens in checked]))
+    if flat.min() < 0 or flat.max() >= vocab_size:
+        i, bad = next((i, token) for i, tokens in enumerate(ragged) for token in tokens.tolist() if not 0 <= token < vocab_size)
+        raise ValueError(f"{name}[{i}]: token id {bad} is outside the vocabulary of {vocab_size} tokens; is this the model's "
+                         "own tokenizer?")
     return ragged
 
 

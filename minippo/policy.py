@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import load_gpt2, load_value_head, save_model
-from .generation import check_tokens, generate, pad_right
+from .generation import check_tokens, generate
 from .gpt2 import GPT2, GPT2Config
 from .hub import push_folder
 
@@ -122,15 +122,18 @@ class Alignment(NamedTuple):
 
 def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) -> Alignment:
     """The alignment rule. Worked out on the CPU from lengths, so that it costs no host sync and ignores what tokens are."""
-    tokens, _ = pad_right([torch.cat([query, response[:-1]]) for query, response in zip(queries, responses)], device)
-    starts = torch.tensor([len(query) - 1 for query in queries])                            # (B,)
-    lengths = torch.tensor([len(response) for response in responses])                       # (B,)
-    columns = torch.arange(int(lengths.max()))                                              # (R,)
-    mask = columns < lengths[:, None]                                                       # (B, R)
-    rows = torch.arange(len(queries))[:, None] * tokens.shape[1]
-    positions = (rows + starts[:, None] + columns)[mask]                                    # query_length - 1 + t
-    cells = mask.flatten().nonzero().squeeze(-1)
-    return Alignment(tokens, *(x.to(device) for x in (positions, torch.cat(responses), cells, mask)))
+    Q = torch.tensor([query.numel() for query in queries])[:, None]                         # (B, 1) lengths
+    R = torch.tensor([response.numel() for response in responses])[:, None]
+    columns = torch.arange(int((Q + R).max()) - 1)                                          # (T-1,)
+    fed = columns < Q + R - 1                                                               # (B, T-1): all but the last token
+    in_query = columns < Q
+    predicts = fed & (columns >= Q - 1)                                                     # query_length - 1 + t
+    mask = torch.arange(int(R.max())) < R                                                   # (B, R)
+    tokens = torch.zeros(fed.shape, dtype=torch.long)
+    tokens[in_query] = torch.cat(queries)
+    tokens[fed & ~in_query] = torch.cat([response[:-1] for response in responses])
+    places = (predicts.flatten().nonzero().squeeze(-1), torch.cat(responses), mask.flatten().nonzero().squeeze(-1), mask)
+    return Alignment(tokens.to(device), *(x.to(device) for x in places))
 
 
 def token_logprobs(transformer: GPT2, hidden: Tensor, targets: Tensor, temperature: float,

@@ -296,7 +296,7 @@ def train(model: RewardModel, examples: list[Example], config: RewardModelConfig
     sequences = [[model.encode(text, config.max_tokens) for text in example.texts] for example in training]
     samples = [model.encode(text, config.max_tokens) for example in held_out + training[:NORMALIZE_SAMPLES]
                for text in example.texts][:NORMALIZE_SAMPLES]      # held-out ones first: they are what new texts look like
-    model.normalize(samples)                                       # a fresh head on GPT-2 is off by tens
+    model.normalize(samples)                                       # whatever scale the trunk's hidden states have
     optimizer = torch.optim.Adam(model.parameters(), eps=config.adam_eps, fused=True)
     lengths = [max(len(tokens) for tokens in texts) for texts in sequences]
     schedule = [batch for _ in range(config.epochs) for batch in batches(lengths, config.batch_size, generator)]

@@ -98,8 +98,6 @@ class RunConfig:
                 raise ValueError(f"RunConfig: {name} must be a whole number above 0, or a pair (MIN, MAX); got {value!r}")
         if self.lr_schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"RunConfig: lr_schedule must be constant, linear or cosine; got {self.lr_schedule!r}")
-        if self.lr_schedule != "constant" and self.warmup >= self.steps:
-            raise ValueError(f"RunConfig: a warmup of {self.warmup} leaves nothing of {self.steps} steps; lower it")
 
 
 # what a resumed run may change freely, since none of it reaches the computation; so may `steps` where the schedule is constant
@@ -405,8 +403,8 @@ def run_update(job: Job, state: RunState, batch: dict) -> tuple[dict, list[dict]
     samples = []
     if step == 1:
         state.followed = [{"query": query.tolist(), "response": response.tolist(), "score": score}
-                             for query, response, score in zip(queries, responses, batch["scores"])][:run.follow]
-        samples = traces(job, state, step=0)                         # before anything was learnt
+                          for query, response, score in zip(queries, responses, batch["scores"])][:run.follow]
+        samples = traces(job, state, step=0)                            # before anything was learnt
     stats = batch["stats"] = trainer.step(queries, responses, batch["scores"])
     state.prompts_taken += len(queries)
 
@@ -465,7 +463,7 @@ class Result(NamedTuple):
 
 def save(job: Job, state: RunState, logs: dict[str, Log]) -> Path:
     """Write a checkpoint, then remove the oldest; OSError leaves the old ones as they were."""
-    state.sizes = {name: log.sync() for name, log in logs.items()}   # on the disk before the checkpoint that counts on them
+    state.sizes = {name: log.sync() for name, log in logs.items()}      # on the disk before the checkpoint that counts on them
     folder = job.out / f"checkpoint-{job.trainer.steps_done:06d}"
     save_state(folder, job.trainer, asdict(state))
     remove_old_checkpoints(job.out, job.run.keep_checkpoints)
