@@ -1,0 +1,389 @@
+"""How fast this machine trains, how fast it could, and how much memory that takes.
+
+    python -m minippo bench                                         # GPT-2 124M, batch 8, queries of 8-16, 24 new tokens
+    python -m minippo bench --model gpt2-xl --device cuda --batch 64 --query-max 64 --memory-gb 80 --dry-run     # bytes alone
+
+Weights and queries are random and EOS is off, so that every iteration does the same work. Next to each time stands its limit,
+the time of a program that wastes nothing: the larger of FLOPs / (rate of matrix products) and bytes / (memory bandwidth), with
+both rates measured here, after the workload. It counts real tokens, no padding, what causal attention sees and no more, and no
+arithmetic besides products; the fp32 head is charged at the rate of the blocks' precision.
+
+Memory is in bytes, 1 GB = 10^9 of them, time in seconds.
+Shapes: B batch, Q query length, R new tokens, L layers, C width, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checkpoint import sync, write_json
+from .gpt2 import GPT2Config
+from .policy import CHUNK_LOGITS, GPT2WithValueHead
+from .ppo import PPOConfig, PPOTrainer
+
+SIZES = {"gpt2": GPT2Config(), "distilgpt2": GPT2Config(n_layer=6), "gpt2-medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
+         "gpt2-large": GPT2Config(n_embd=1280, n_layer=36, n_head=20), "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+         "tiny": GPT2Config(vocab_size=512, n_positions=128, n_embd=64, n_layer=2, n_head=4)}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PHASES = ("rollout", "scoring", "update", "iteration")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """A workload, and how it is measured."""
+    # workload
+    model: str = "gpt2"                     # distilgpt2, gpt2, gpt2-medium, gpt2-large, gpt2-xl or tiny; nothing is downloaded
+    batch: int = 8                          # responses per iteration
+    query_min: int = 8                      # tokens of the shortest query; the lengths are spread evenly up to ...
+    query_max: int = 16                     # ... the longest
+    new_tokens: int = 24                    # tokens of each response
+    ppo_epochs: int = 4                     # passes over the batch in an update
+    mini_batch_size: int | None = None      # responses per forward and backward pass; none: the whole batch
+    gradient_accumulation_steps: int = 1    # passes per optimizer step
+    # machine
+    device: str | None = None               # cpu, cuda or cuda:1; none: CUDA where there is one
+    dtype: str | None = None                # of the blocks: fp32, bf16 or fp16; none: bf16 on a GPU that has it, else fp32
+    gradient_checkpointing: bool = False    # recompute the blocks in the backward pass
+    compile: bool = False                   # torch.compile each block
+    # measurement
+    iterations: int = 5                     # measured iterations
+    warmup: int = 1                         # iterations before them; the first of all is also reported apart
+    ceiling_seconds: float = 0.5            # time for each of the machine's rates; longer is steadier on a busy machine
+    json: str | None = None                 # file to write the result to, as JSON
+    # estimate
+    dry_run: bool = False                   # run nothing: print the memory that training takes, and whether it fits
+    memory_gb: float | None = None          # fit into this many GB; none: into the device's own memory
+
+    def __post_init__(self):
+        if self.model not in SIZES:
+            raise ValueError(f"model: expected one of {', '.join(SIZES)}; got {self.model!r}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {self.dtype!r}")
+        for name in ("batch", "query_min", "new_tokens", "ppo_epochs", "mini_batch_size", "gradient_accumulation_steps", "iterations"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.warmup < 0 or not self.ceiling_seconds >= 0:
+            raise ValueError(f"warmup and ceiling_seconds cannot be negative, got {self.warmup} and {self.ceiling_seconds}")
+        if self.query_max < self.query_min:
+            raise ValueError(f"query_max must be at least query_min, which is {self.query_min}; got {self.query_max}")
+        if self.query_max + self.new_tokens > self.sizes.n_positions:
+            raise ValueError(f"query_max {self.query_max} + new_tokens {self.new_tokens} is more than the {self.sizes.n_positions} "
+                             f"positions of {self.model}")
+        if self.memory_gb is not None and not self.memory_gb > 0:
+            raise ValueError(f"memory_gb must be above 0, got {self.memory_gb}")
+
+    @property
+    def sizes(self) -> GPT2Config:
+        return SIZES[self.model]
+
+    @property
+    def query_lengths(self) -> list[int]:
+        """From query_min to query_max in even steps; a single query has the length in the middle."""
+        steps = [b / (self.batch - 1) for b in range(self.batch)] if self.batch > 1 else [0.5]
+        return [self.query_min + round((self.query_max - self.query_min) * step) for step in steps]
+
+    @property
+    def micro_batch(self) -> int:
+        """Responses in a forward and backward pass."""
+        return min(self.mini_batch_size or self.batch, self.batch)
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps in an iteration."""
+        return self.ppo_epochs * math.ceil(self.batch / (self.micro_batch * self.gradient_accumulation_steps))
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.startswith("cuda") if self.device else torch.cuda.is_available()
+
+    @property
+    def precision(self) -> str:
+        """The blocks' dtype; a GPU that is not here, in a dry run, is taken to have bf16."""
+        native = self.on_cuda and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False))
+        return self.dtype or ("bf16" if native else "fp32")
+
+
+# --- the limit ------------------------------------------------------------------------------------------------------
+
+def block_weights(sizes: GPT2Config) -> int:
+    """Weights in the blocks that every token is multiplied with: C x 3C, C x C, C x 4C and 4C x C a layer."""
+    return 12 * sizes.n_layer * sizes.n_embd**2
+
+
+def parameter_count(sizes: GPT2Config) -> int:
+    """The parameters of a GPT2WithValueHead: embeddings, blocks (13 C of biases and layer norms each), ln_f, value head."""
+    C = sizes.n_embd
+    return (sizes.vocab_size + sizes.n_positions) * C + block_weights(sizes) + 13 * C * sizes.n_layer + 2 * C + C + 1
+
+
+def forward_flops(sizes: GPT2Config, tokens: int, seen: int, head_tokens: int) -> int:
+    """FLOPs of a forward pass over `tokens` tokens that see `seen` tokens in all, with the head at `head_tokens` of them.
+
+    2 a token and weight in blocks and head, and 4 L C for each token seen (q k, then p v). Tokens 1..T see T (T + 1) / 2.
+    """
+    return (2 * block_weights(sizes) * tokens + 4 * sizes.n_layer * sizes.n_embd * seen
+            + 2 * sizes.vocab_size * sizes.n_embd * head_tokens)
+
+
+def iteration_work(sizes: GPT2Config, query_lengths: list[int], new_tokens: int, ppo_epochs: int, updates: int,
+                   itemsize: int) -> dict[str, tuple[int, int]]:
+    """FLOPs and bytes that each part of an iteration cannot do without; `itemsize`: bytes of a number in the products.
+
+    A response's last token is never fed to the model. A decode step reads all weights and the keys and values so far (2 L C a
+    token), and its V fp32 numbers a row move three times. Backward is twice forward. Adam reads parameter, gradient and two
+    moments and writes all but the gradient: 28 bytes a parameter.
+    """
+    B, R, V = len(query_lengths), new_tokens, sizes.vocab_size
+    lengths = [length + R - 1 for length in query_lengths]
+    forward = forward_flops(sizes, sum(lengths), sum(T * (T + 1) // 2 for T in lengths), B * R)
+    prefill = forward_flops(sizes, sum(query_lengths), sum(T * (T + 1) // 2 for T in query_lengths), B)
+    seen = (R - 1) * sum(query_lengths) + B * R * (R - 1) // 2          # row b's steps see Q_b + 1, ..., Q_b + R - 1 tokens
+    weights = itemsize * (block_weights(sizes) + V * sizes.n_embd)
+    keys_values = itemsize * 2 * sizes.n_layer * sizes.n_embd
+    return {
+        "prefill": (prefill, weights),
+        "decode": (forward_flops(sizes, B * (R - 1), seen, B * (R - 1)), (R - 1) * (weights + 12 * V * B) + keys_values * seen),
+        "scoring": (2 * forward, 2 * weights),                          # policy and reference
+        "training": (3 * ppo_epochs * forward, 3 * updates * weights),
+        "optimizer": (0, 28 * parameter_count(sizes) * updates),
+    }
+
+
+def limit_seconds(work: dict[str, tuple[int, int]], flops_per_second: float, bytes_per_second: float) -> dict[str, float]:
+    """The shortest possible time of each phase, and of decoding alone, on a machine of these rates."""
+    t = {part: max(flops / flops_per_second, size / bytes_per_second) for part, (flops, size) in work.items()}
+    return {"rollout": t["prefill"] + t["decode"], "scoring": t["scoring"], "update": t["training"] + t["optimizer"],
+            "iteration": sum(t.values()), "decode": t["decode"]}
+
+
+def best_seconds(run: Callable[[], object], device: torch.device, budget: float) -> float:
+    """The shortest time that `run` takes, tried for `budget` seconds; on CUDA between two events on the stream."""
+    run()
+    best, end = math.inf, time.perf_counter() + budget
+    while True:
+        if device.type == "cuda":
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            stop.record()
+            stop.synchronize()
+            best = min(best, start.elapsed_time(stop) / 1000)           # it counts in milliseconds
+        else:
+            start = time.perf_counter()
+            run()
+            best = min(best, time.perf_counter() - start)
+        if time.perf_counter() >= end:
+            return best
+
+
+def measure_ceilings(sizes: GPT2Config, precision: str, device: torch.device, budget: float) -> dict[str, float]:
+    """The machine's rates: FLOP/s of matrix products in each precision, bytes/s of memory read and copied.
+
+    The best of several shapes: those of the blocks' widest product at 64, 512 and 2048 tokens, and on CUDA a large square.
+    """
+    C, rates = sizes.n_embd, {}
+    shapes = [(M, C, 4 * C) for M in (64, 512, 2048)] + [(8192, 8192, 8192)] * (device.type == "cuda")
+    for name in dict.fromkeys(("fp32", "bf16", precision)):
+        for M, K, N in shapes:
+            x, weight = (torch.randn(rows, K, device=device, dtype=DTYPES[name]) for rows in (M, N))
+            rate = 2 * M * K * N / best_seconds(lambda: F.linear(x, weight), device, budget / len(shapes))
+            rates[name] = max(rate, rates.get(name, 0.0))
+    source = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device)       # 1 GiB, 256 MiB: beyond every cache
+    target = torch.zeros_like(source)
+    rates["read"] = source.nbytes / best_seconds(source.sum, device, budget)
+    rates["copy"] = 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device, budget)
+    return rates
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+def memory_estimate(config: BenchConfig) -> dict[str, int]:
+    """Bytes of tensors on the device while this workload trains, by purpose.
+
+    Their sum is an upper estimate of the peak: gradients, activations and key/value cache are not at their largest at the same
+    moment. What the process holds besides tensors comes on top, see `fits`.
+    """
+    sizes, size = config.sizes, DTYPES[config.precision].itemsize
+    L, C, V, N = sizes.n_layer, sizes.n_embd, sizes.vocab_size, parameter_count(sizes)
+    blocks = block_weights(sizes) + 13 * L * C
+    snapshot = size * blocks if size < 4 else 0                         # the blocks' weights, cast
+    tokens = config.micro_batch * (config.query_max + config.new_tokens - 1)
+    # what a block keeps for its backward pass, in C a token: input, ln_1, q, k, v, attention, residual, ln_2, 4 before gelu, 4
+    # after it; then 4 statistics of layer norms and H of softmax, fp32; then the cast weights, once for every pass
+    block = tokens * (16 * C * size + 4 * (4 + sizes.n_head)) + snapshot // L
+    activations = block + L * tokens * C * size if config.gradient_checkpointing else L * block
+    columns = -(-(config.query_max + config.new_tokens) // 16) * 16     # of the cache, see generation.generate
+    return {
+        "parameters": 4 * N,
+        "gradients": 4 * (N + 2 * V * C),           # the tied embedding's come in two parts, summed into a third
+        "Adam moments": 8 * N,
+        "reference": 4 * (N - blocks) + size * blocks,
+        "rollout snapshot": snapshot,
+        "activations": activations + 2 * 4 * tokens * C,                # and ln_f's input and output, fp32
+        "logits": 5 * 4 * min(config.micro_batch * config.new_tokens * V, CHUNK_LOGITS),    # they, two gradients, two temporaries
+        "KV cache": (4 if config.on_cuda else 1) * 2 * L * config.batch * columns * C * size,   # CUDA keeps graphs of four shapes
+    }
+
+
+def device_memory(config: BenchConfig) -> float:
+    """Bytes to fit into: memory_gb, or all that the device has."""
+    if config.memory_gb is not None:
+        return config.memory_gb * 1e9
+    if not config.on_cuda:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if not torch.cuda.is_available():
+        raise ValueError("there is no GPU here to ask for its memory: give --memory-gb")
+    return torch.cuda.get_device_properties(config.device or "cuda").total_memory
+
+
+def print_estimate(config: BenchConfig) -> bool:
+    """Print the memory estimate as a table and as JSON; returns whether it fits, with a tenth left for all but tensors."""
+    estimate, memory = memory_estimate(config), device_memory(config)
+    fits = sum(estimate.values()) <= 0.9 * memory
+    for name, size in (estimate | {"sum": sum(estimate.values())}).items():
+        print(f"{name:16} {size:16,d} bytes {size / 1e9:8.2f} GB")
+    print(f"{'fits into' if fits else 'does NOT fit into'} {memory / 1e9:.1f} GB, a tenth of it left for fragments and the process")
+    if not fits:
+        print("less memory: a smaller --mini-batch-size with --gradient-accumulation-steps, --gradient-checkpointing, --dtype bf16")
+    print(json.dumps({"workload": asdict(config), "memory_estimate_bytes": estimate, "memory_bytes": memory, "fits": fits}))
+    return fits
+
+
+# --- the measurement ------------------------------------------------------------------------------------------------
+
+def peak_memory(config: BenchConfig) -> int:
+    """Most bytes so far: of tensors on CUDA, of the whole process on a CPU."""
+    if config.on_cuda:
+        return torch.cuda.max_memory_allocated(config.device)
+    import resource                                                     # here: Windows has none
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)     # else KiB
+
+
+def make_queries(config: BenchConfig) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, config.sizes.vocab_size, (n,), generator=generator) for n in config.query_lengths]
+
+
+def make_trainer(config: BenchConfig) -> PPOTrainer:
+    """The trainer of this workload, with random weights."""
+    torch.manual_seed(0)
+    with torch.device(config.device or ("cuda" if config.on_cuda else "cpu")):
+        model = GPT2WithValueHead(config.sizes, dtype=DTYPES[config.precision])
+    return PPOTrainer(PPOConfig(batch_size=config.batch, mini_batch_size=config.micro_batch, ppo_epochs=config.ppo_epochs,
+                                gradient_accumulation_steps=config.gradient_accumulation_steps, compile=config.compile,
+                                gradient_checkpointing=config.gradient_checkpointing), model)
+
+
+def run_iteration(config: BenchConfig, trainer: PPOTrainer, queries: list[Tensor]) -> dict[str, float]:
+    """Seconds of each phase of one iteration. The scores cost nothing."""
+    start = time.perf_counter()
+    responses = trainer.generate(queries, max_new_tokens=config.new_tokens, eos_token_id=None)      # ends in a host sync
+    rollout = time.perf_counter() - start
+    stats = trainer.step(queries, responses, [float(b % 2) for b in range(config.batch)])           # and so does this
+    iteration = time.perf_counter() - start
+    if stats["ppo/updates"] != config.updates:
+        raise FloatingPointError(f"{stats['ppo/updates']:g} of {config.updates} optimizer steps were made and the others skipped, so "
+                                 "the times mean nothing; does the model overflow in this dtype?")
+    return {"rollout": rollout, "scoring": stats["time/ppo/forward_pass"], "update": stats["time/ppo/optimize_step"],
+            "iteration": iteration}
+
+
+def measure(config: BenchConfig) -> dict:
+    """Run the workload, then measure the machine; every number of the report."""
+    at_start = peak_memory(config)
+    trainer, queries = make_trainer(config), make_queries(config)
+    device, work = trainer.model.device, iteration_work(config.sizes, config.query_lengths, config.new_tokens, config.ppo_epochs,
+                                                        config.updates, DTYPES[config.precision].itemsize)
+    runs = [run_iteration(config, trainer, queries) for _ in range(config.warmup)]
+    start = time.perf_counter(), time.process_time()
+    runs += [run_iteration(config, trainer, queries) for _ in range(config.iterations)]
+    wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
+    peak, prefills = peak_memory(config), []                            # before other shapes and the ceilings take theirs
+    for _ in range(config.iterations + 1):
+        start = time.perf_counter()
+        trainer.generate(queries, max_new_tokens=1, eos_token_id=None)
+        prefills.append(time.perf_counter() - start)
+    del trainer
+    ceilings = measure_ceilings(config.sizes, config.precision, device, config.ceiling_seconds)
+    rate, bandwidth = ceilings[config.precision], max(ceilings["read"], ceilings["copy"])
+    limits = limit_seconds(work, rate, bandwidth)
+    times = {phase: [run[phase] for run in runs[config.warmup:]] for phase in PHASES}
+    medians = {phase: statistics.median(times[phase]) for phase in PHASES}
+    steps = config.new_tokens - 1
+    return {
+        "workload": asdict(config) | {"dtype": config.precision, "device": str(device)},
+        "machine": torch.cuda.get_device_name(device) if config.on_cuda else
+                   f"CPU, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
+        "ceilings": ceilings,
+        "seconds": {phase: {"median": medians[phase], "min": min(times[phase]), "max": max(times[phase])} for phase in PHASES},
+        "limit_seconds": limits,
+        "share_of_limit": {phase: limits[phase] / medians[phase] for phase in PHASES},
+        "first_iteration_seconds": runs[0]["iteration"],
+        "response_tokens_per_second": config.batch * config.new_tokens / medians["iteration"],
+        "decode_ms": 1000 * (medians["rollout"] - statistics.median(prefills[1:])) / steps if steps else None,
+        "decode_limit_ms": 1000 * limits["decode"] / steps if steps else None,
+        "flops_utilisation": sum(flops for flops, _ in work.values()) / medians["iteration"] / rate,
+        "peak_memory_bytes": peak, "memory_at_start_bytes": at_start, "memory_estimate_bytes": sum(memory_estimate(config).values()),
+        "cores_used": cpu / wall,
+    }
+
+
+def print_result(config: BenchConfig, result: dict) -> None:
+    """A table to read, a Markdown row to keep, and the JSON object with all of it."""
+    workload = (f"{config.model}, batch {config.batch}, queries {config.query_min}-{config.query_max}, {config.new_tokens} new tokens, "
+                f"{config.ppo_epochs} epochs, {config.updates} optimizer steps, {config.precision}")
+    machine = f"{result['machine']}, torch {result['torch']}, {result['date']}"
+    print(f"{workload}\n{machine}\n")
+    print("ceilings        " + "   ".join(f"{name} {rate / 1e9:,.0f} {'GB/s' if name in ('read', 'copy') else 'GFLOP/s'}"
+                                          for name, rate in result["ceilings"].items()))
+    print(f"{'seconds':15} {'median':>9} {'min':>9} {'max':>9} {'limit':>9}   of the limit")
+    for phase in PHASES:
+        numbers = [*result["seconds"][phase].values(), result["limit_seconds"][phase]]
+        print(f"{phase:15}" + "".join(f" {x:9.4f}" for x in numbers) + f"   {result['share_of_limit'][phase]:.0%}")
+    print(f"{'first iteration':15} {result['first_iteration_seconds']:9.4f}")
+    if result["decode_ms"] is not None:
+        print(f"decode          {result['decode_ms']:.2f} ms a step, limit {result['decode_limit_ms']:.2f} ms")
+    print(f"throughput      {result['response_tokens_per_second']:,.1f} response tokens/s, {result['flops_utilisation']:.0%} of the "
+          f"{config.precision} rate in model FLOPs")
+    print(f"peak memory     {result['peak_memory_bytes'] / 1e9:.2f} GB, of which {result['memory_at_start_bytes'] / 1e9:.2f} before the "
+          f"model; estimated for the tensors {result['memory_estimate_bytes'] / 1e9:.2f}")
+    if not config.on_cuda:
+        busy = " (the machine was busy with other things: measure again)" * (result["cores_used"] < 0.9 * torch.get_num_threads())
+        print(f"cores used      {result['cores_used']:.2f} of {torch.get_num_threads()}{busy}")
+    row = [workload, machine, *(f"{result['seconds'][phase]['median']:.3f}" for phase in PHASES),
+           f"{result['share_of_limit']['iteration']:.0%}", f"{result['response_tokens_per_second']:,.0f}",
+           f"{result['peak_memory_bytes'] / 1e9:.2f}"]
+    print("\n| workload | machine | rollout s | scoring s | update s | iteration s | of the limit | tokens/s | peak GB |\n"
+          + "|---" * len(row) + "|\n| " + " | ".join(row) + " |\n\n" + json.dumps(result))
+
+
+def run_bench(config: BenchConfig) -> int:
+    """Measure the workload, or with dry_run estimate its memory. Returns the exit status: 1 if it would not fit."""
+    if config.dry_run:
+        return 0 if print_estimate(config) else 1
+    try:
+        torch.empty(1, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"no device {config.device!r} here; --dry-run works without it") from error
+    result = measure(config)
+    print_result(config, result)
+    if config.json is not None:
+        path = Path(config.json)
+        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        write_json(temporary, result)
+        sync(temporary)
+        os.replace(temporary, path)
+    return 0

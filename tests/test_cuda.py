@@ -1,0 +1,85 @@
+"""The same promises on a GPU; skipped where there is none."""
+
+import pytest
+import torch
+
+from conftest import make_policy, make_ragged
+from minippo.check import run_checks
+from minippo.generation import _decoders
+from minippo.policy import create_reference_model, response_logprobs
+from minippo.ppo import PPOConfig, PPOTrainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+QUERIES = make_ragged([3, 9, 1, 5])
+
+
+def on_gpu(**kwargs):
+    return make_policy(**kwargs).to("cuda")
+
+
+def test_same_seed_same_tokens_as_on_the_cpu_in_fp32():
+    for kwargs in ({"do_sample": False}, {"seed": 1}, {"seed": 1, "top_k": 5, "temperature": 0.8}, {"seed": 1, "eos_token_id": 7}):
+        here = make_policy(dtype=torch.float32).generate(QUERIES, max_new_tokens=20, **kwargs)
+        there = on_gpu(dtype=torch.float32).generate(QUERIES, max_new_tokens=20, **kwargs)
+        assert all(torch.equal(a, b.cpu()) for a, b in zip(here, there, strict=True))
+
+
+def test_the_graph_follows_the_weights_and_is_reused():
+    """Recorded once; after the masters change in place the replayed steps use the new weights."""
+    model = on_gpu()
+    first = model.generate(QUERIES, max_new_tokens=12, do_sample=False)
+    decoder = next(iter(_decoders[model.transformer].values()))
+    assert all(torch.equal(a, b) for a, b in zip(first, model.generate(QUERIES, max_new_tokens=12, do_sample=False)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).to("cuda"))
+    moved = model.generate(QUERIES, max_new_tokens=12, do_sample=False)
+    assert next(iter(_decoders[model.transformer].values())) is decoder
+    fresh = make_policy().to("cuda")
+    fresh.load_state_dict(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(moved, fresh.generate(QUERIES, max_new_tokens=12, do_sample=False)))
+    assert not all(torch.equal(a, b) for a, b in zip(first, moved))
+
+
+def test_a_copied_model_has_a_graph_of_its_own():
+    model = on_gpu()
+    expected = model.generate(QUERIES, max_new_tokens=8, do_sample=False)
+    assert all(torch.equal(a, b) for a, b in zip(expected, create_reference_model(model).generate(QUERIES, max_new_tokens=8,
+                                                                                                   do_sample=False)))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16])
+@pytest.mark.parametrize("sizes", [{}, {"mini_batch_size": 1, "gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}])
+def test_the_first_ratio_is_exactly_one(dtype, sizes):
+    trainer = PPOTrainer(PPOConfig(learning_rate=1e-3, ppo_epochs=2, **sizes), on_gpu(dtype=dtype))
+    responses = trainer.generate(QUERIES, max_new_tokens=8)
+    stats = trainer.step(QUERIES, responses, [1.0, 0.0, 2.0, -1.0])
+    first = 8 * (2 if "gradient_accumulation_steps" in sizes else 4)
+    assert (stats["ppo/policy/ratio"][:first] == 1).all() and stats["objective/kl"] == 0 and stats["ppo/updates"] > 0
+
+
+def test_scores_agree_with_the_cpu():
+    responses = make_ragged([4, 1, 7, 7], seed=1)
+    here = response_logprobs(make_policy(), QUERIES, responses)
+    exact = response_logprobs(on_gpu(dtype=torch.float32), QUERIES, responses)
+    rounded = response_logprobs(on_gpu(dtype=torch.bfloat16), QUERIES, responses)
+    torch.testing.assert_close(exact[0].cpu(), here[0], atol=5e-3, rtol=1e-3)                # the head may run in TF32
+    assert (rounded[0].cpu() - here[0]).abs()[here[2]].mean() < 0.05
+
+
+def test_a_checkpoint_resumes_bit_for_bit(tmp_path):
+    def step(trainer):
+        responses = trainer.generate(QUERIES, max_new_tokens=6)
+        trainer.step(QUERIES, responses, [float(len(set(r.tolist()))) for r in responses])
+    straight = PPOTrainer(PPOConfig(learning_rate=1e-3), on_gpu())
+    step(straight)
+    straight.save_checkpoint(tmp_path / "ck")
+    resumed = PPOTrainer(PPOConfig(learning_rate=1e-3), on_gpu(seed=4))
+    resumed.load_checkpoint(tmp_path / "ck")
+    step(straight), step(resumed)
+    for a, b in zip(straight.model.parameters(), resumed.model.parameters()):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)                              # atomics in the embedding's gradient
+
+
+def test_check_holds():
+    assert run_checks(None, "cuda") == 0
