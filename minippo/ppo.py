@@ -383,8 +383,8 @@ class PPOTrainer:
                               if config.adap_kl_ctrl else FixedKLController(config.init_kl_coef))
         self.moments = RunningMoments()
         self.generator = torch.Generator().manual_seed(config.seed)     # the only source of randomness, on every device
-        self.temperature = config.temperature                           # of the latest sampling: what step() scores with
-        self.eos_token_id = getattr(tokenizer, "eos_token_id", None)
+        self.temperature = config.temperature                           # of the latest sampling, for step() to score with
+        self.eos_token_id = getattr(tokenizer, "eos_token_id", None)    # of the latest sampling, for missing_eos_penalty
         self.steps_done = 0
         self.warned_of_filters = False
         model.transformer.gradient_checkpointing = config.gradient_checkpointing
@@ -406,7 +406,8 @@ class PPOTrainer:
             length_sampler: called once per query for its max_new_tokens.
             generation_kwargs: those of model.generate. EOS is the tokenizer's unless eos_token_id is given, None included.
         """
-        kwargs = {"eos_token_id": self.eos_token_id, "temperature": self.temperature, **generation_kwargs}
+        kwargs = {"eos_token_id": getattr(self.tokenizer, "eos_token_id", None), "temperature": self.config.temperature,
+                  **generation_kwargs}
         if "seed" not in kwargs:
             kwargs.setdefault("generator", self.generator)
         if length_sampler is not None:
@@ -418,9 +419,8 @@ class PPOTrainer:
             warnings.warn(f"{', '.join(filtered)}: the responses no longer come from the distribution that step() scores, so KL can "
                           "turn negative and be 'earned'; for training sample with top_k=0, top_p=1.0, min_length=-1", stacklevel=2)
         responses = self.model.generate(queries, **kwargs)
-        self.eos_token_id = kwargs["eos_token_id"]
         if kwargs.get("do_sample", True):
-            self.temperature = kwargs["temperature"]
+            self.temperature, self.eos_token_id = kwargs["temperature"], kwargs["eos_token_id"]
         if return_prompt:
             return [torch.cat([torch.as_tensor(q).to(r), r]) for q, r in zip(queries, responses)]
         return responses

@@ -385,6 +385,18 @@ def test_temperature_is_that_of_the_sampling():
     close(trainer.step(QUERIES, responses, SCORES)["objective/logprobs"], expected.detach(), atol=1e-5)
 
 
+def test_settings_of_one_sampling_do_not_stick_to_the_next():
+    """An evaluation at temperature .01 without EOS, or a greedy one, leaves the next sampling as configured."""
+    class Tokenizer:
+        eos_token_id = 7
+    plain, interrupted = (PPOTrainer(PPOConfig(), make_policy(), tokenizer=Tokenizer()) for _ in range(2))
+    interrupted.generate(QUERIES, max_new_tokens=8, temperature=0.01, eos_token_id=None, seed=3)
+    a, b = (trainer.generate(QUERIES * 4, max_new_tokens=8) for trainer in (plain, interrupted))
+    assert same(a, b) and interrupted.temperature == 1.0 and interrupted.eos_token_id == 7
+    interrupted.generate(QUERIES, max_new_tokens=8, temperature=0.01, do_sample=False)
+    assert interrupted.temperature == 1.0
+
+
 def test_the_controller_sees_nats_per_response_whatever_the_penalty():
     values = []
     for kind in ("kl", "abs", "mse", "full"):
