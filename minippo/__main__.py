@@ -148,16 +148,16 @@ def run_train(argv: list[str]) -> int:
 def run_generate(argv: list[str]) -> int:
     parser = new_parser("generate", "Sample from a policy, beside its reference or another model.",
                         "--model DIR --prompt TEXT [--reference gpt2] [--reward rule:sentiment]")
-    parser.add_argument("--model", required=True, metavar="DIR", help="model folder, run folder (its newest checkpoint) or public name")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model folder, run folder (newest checkpoint) or public name")
     parser.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="one prompt or several, each in quotes")
-    parser.add_argument("--reference", default=None, metavar="DIR", help="a second model, sampled with the same random numbers [none]")
+    parser.add_argument("--reference", default=None, metavar="DIR", help="a second model, drawing the same random numbers [none]")
     parser.add_argument("--reward", default=None, metavar="TEXT", help="score the responses with this, as in `train` [none]")
     parser.add_argument("--n", type=reader(int), default=3, metavar="N", help="responses to each prompt [3]")
     parser.add_argument("--max-new-tokens", type=reader(int), default=20, metavar="N", help="length limit of a response [20]")
-    parser.add_argument("--temperature", type=reader(float), default=1.0, metavar="X", help="below 1 is safer, above 1 wilder [1.0]")
-    parser.add_argument("--top-k", type=reader(int), default=0, metavar="N", help="draw from the N likeliest tokens; 0: from all [0]")
-    parser.add_argument("--top-p", type=reader(float), default=1.0, metavar="X", help="draw from the likeliest tokens that hold "
-                        "this much probability [1.0]")
+    parser.add_argument("--temperature", type=reader(float), default=1.0, metavar="X", help="below 1 safer, above 1 wilder [1.0]")
+    parser.add_argument("--top-k", type=reader(int), default=0, metavar="N", help="only the N likeliest tokens; 0: all [0]")
+    parser.add_argument("--top-p", type=reader(float), default=1.0, metavar="X",
+                        help="only the likeliest tokens that together hold this much probability [1.0]")
     add_machine_flags(parser)
     args = parse(parser, argv)
     if args.n < 1:
@@ -190,8 +190,9 @@ def run_reward_model(argv: list[str]) -> int:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--pairs", metavar="FILE", help='preferences, .jsonl objects of "query", "chosen", "rejected"')
-    data.add_argument("--labels", nargs="+", metavar="FILE", help='texts with labels: .jsonl objects of "text" and "label" (1 or '
-                      "0); or two files, good and bad, one text a line; or the folder of rt-polarity")
+    data.add_argument("--labels", nargs="+", metavar="FILE",
+                      help='texts with labels: .jsonl objects of "text" and "label" (1 or 0); or two files, good and bad, one text '
+                      "a line; or the folder of rt-polarity")
     add_flags(parser, reward_model.RewardModelConfig)
     add_machine_flags(parser, seed=None)
     given = vars(parse(parser, argv))
@@ -238,6 +239,7 @@ def run_bench(argv: list[str]) -> int:
     from . import bench
     parser = new_parser("bench", "Measure rollout, scoring and update: time, memory, share of the machine's limit.", "[FLAGS]")
     add_flags(parser, bench.BenchConfig)
+    parser.add_argument("--seed", type=reader(int), metavar="N", help="as every command has it; the workload is always the same [0]")
     return bench.run_bench(build(bench.BenchConfig, vars(parse(parser, argv)))) or 0
 
 

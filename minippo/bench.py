@@ -213,15 +213,15 @@ def memory_estimate(config: BenchConfig) -> dict[str, int]:
     """Bytes of tensors on the device while this workload trains, by purpose.
 
     Their sum is an upper estimate of the peak: gradients, activations and key/value cache are not at their largest at the same
-    moment. What the process holds besides tensors comes on top, see `fits`.
+    moment. Fragments, and what the process holds besides tensors, come on top.
     """
     sizes, size = config.sizes, DTYPES[config.precision].itemsize
     L, C, V, N = sizes.n_layer, sizes.n_embd, sizes.vocab_size, parameter_count(sizes)
     blocks = block_weights(sizes) + 13 * L * C
     snapshot = size * blocks if size < 4 else 0                         # the blocks' weights, cast
     tokens = config.micro_batch * (config.query_max + config.new_tokens - 1)
-    # what a block keeps for its backward pass, in C a token: input, ln_1, q, k, v, attention, residual, ln_2, 4 before gelu, 4
-    # after it; then 4 statistics of layer norms and H of softmax, fp32; then the cast weights, once for every pass
+    # a block keeps for its backward pass, in C a token: input, ln_1, q, k, v, attention, residual, ln_2, 4 before gelu, 4 after;
+    # besides, 4 statistics of layer norms and H of softmax a token; and its weights, cast anew in every pass
     block = tokens * (16 * C * size + 4 * (4 + sizes.n_head)) + snapshot // L
     activations = block + L * tokens * C * size if config.gradient_checkpointing else L * block
     columns = -(-(config.query_max + config.new_tokens) // 16) * 16     # of the cache, see generation.generate
@@ -231,9 +231,11 @@ def memory_estimate(config: BenchConfig) -> dict[str, int]:
         "Adam moments": 8 * N,
         "reference": 4 * (N - blocks) + size * blocks,
         "rollout snapshot": snapshot,
-        "activations": activations + 2 * 4 * tokens * C,                # and ln_f's input and output, fp32
-        "logits": 5 * 4 * min(config.micro_batch * config.new_tokens * V, CHUNK_LOGITS),    # they, two gradients, two temporaries
-        "KV cache": (4 if config.on_cuda else 1) * 2 * L * config.batch * columns * C * size,   # CUDA keeps graphs of four shapes
+        "activations": activations + 4 * tokens * C,                    # and ln_f's input, fp32
+        # the logits, the two gradients that flow into them and two temporaries, fp32; at most a chunk at a time
+        "logits": 5 * 4 * min(config.micro_batch * config.new_tokens * V, CHUNK_LOGITS),
+        # on CUDA four shapes are kept, with their graphs
+        "KV cache": (4 if config.on_cuda else 1) * 2 * L * config.batch * columns * C * size,
     }
 
 

@@ -63,7 +63,7 @@ class RunConfig:
     # what
     model: str                                      # the policy to start from: a public name such as gpt2, or a model folder
     prompts: str                                    # file of prompts: one a line, or .jsonl objects with "query"
-    reward: str                                     # rule:NAME, model:DIR, module:function, human, or '0.8*model:DIR + 0.2*rule:length'
+    reward: str                                     # rule:NAME, model:DIR, module:function, human, or a sum: '0.8*human + 0.2*rule:length'
     out: str                                        # the run folder to write
     steps: int = 100                                # updates, of batch_size responses each
     # texts
@@ -82,7 +82,7 @@ class RunConfig:
     quiet: bool = False                             # print warnings only
     # machine
     device: str | None = None                       # cpu, cuda or cuda:1; none: CUDA where there is one
-    dtype: str | None = None                        # of the blocks: float32, bfloat16, float16; none: bfloat16 on a GPU that has it
+    dtype: str | None = None                        # of the blocks: float32, bfloat16, float16; none: bfloat16 on a GPU, if it can
 
     def __post_init__(self):
         positive = ("steps", "save_every", "keep_checkpoints", "sample_every", "report_every")
@@ -101,7 +101,8 @@ class RunConfig:
 
 
 # what a resumed run may change freely, since none of it reaches the computation; so may `steps` where the schedule is constant
-FREE = {"run", "ppo", "prompts", "out", "save_every", "keep_checkpoints", "sample_every", "samples", "follow", "report_every", "quiet"}
+FREE = {"run", "ppo", "prompts", "out", "save_every", "keep_checkpoints", "sample_every", "samples", "follow", "report_every",
+        "quiet"}
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -264,7 +265,7 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def newest_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint whose files are as its manifest says; None where there is none at all, ValueError if all are bad."""
+    """The newest checkpoint whose files are as its manifest says; None where there is none, ValueError if all are bad."""
     for folder in reversed(checkpoints(out)):
         try:
             verify_folder(folder)
@@ -548,7 +549,7 @@ def guarded_update(job: Job, state: RunState, stop: Stop) -> tuple[dict, list[di
 
 
 def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
-    """Updates until the last one, a signal or a failure; each leaves its lines, and every so often a checkpoint and a report."""
+    """Updates until the last one, a signal or a failure: lines for each, and every so often a checkpoint and a report."""
     run, trainer = job.run, job.trainer
     first, start, saved = trainer.steps_done, time.monotonic(), trainer.steps_done
     failure = None
@@ -638,8 +639,8 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
         write_whole(out / "config.json", record)
         logs = {name: Log(out / name, state.sizes.get(name, 0)) for name in ("metrics.jsonl", "samples.jsonl")}
         if not run.quiet:
-            say(f"{run.model} on {run.device}, {len(job.prompts)} prompts, reward {run.reward}: updates "
-                f"{job.trainer.steps_done + 1} to {run.steps} of {config.batch_size} responses -> {out}")
+            say(f"{run.model} on {run.device}, {len(job.prompts)} prompts, reward {run.reward}, {config.batch_size} responses "
+                f"an update; {job.trainer.steps_done} of {run.steps} updates are done -> {out}")
         with Stop() as stop:
             try:
                 result = loop(job, state, logs, stop)
@@ -648,6 +649,6 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
                 for log in logs.values():
                     log.file.close()
         if not run.quiet:
-            say(f"{result.steps_done} of {run.steps} updates done; {where_saved(out)}, which is a model folder, too; "
-                f"look at {out / 'report.html'}")
+            saved = f"the policy is the model folder {result.checkpoint}, the report {out / 'report.html'}"
+            say(f"{result.steps_done} of {run.steps} updates are done; {saved if result.checkpoint else 'nothing was saved'}")
     return result

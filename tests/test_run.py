@@ -1,0 +1,641 @@
+"""Training runs: what they write, and that no kill, signal, full disk or bad reward harms them."""
+
+import json
+import os
+import pty
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from minippo import checkpoint, run as run_module
+from minippo.checkpoint import verify_folder
+from minippo.gpt2 import GPT2Config
+from minippo.policy import GPT2WithValueHead
+from minippo.ppo import PPOConfig, PPOTrainer
+from minippo.rewards import RewardError, StopRun
+from minippo.run import Job, Log, RunConfig, differences, learning_rate, lock, next_batch, train
+from minippo.tokenizer import train_bpe
+
+REVIEWS = ["the film is a joy", "the film is a bore", "this story is dull and long", "a dog and a boat", "it is fun",
+           "a long dull evening", "joy and fun for all", "the boat is the star"]
+TIMES = ("time", "seconds", "tokens_per_second")
+
+
+def write_model(folder: Path) -> None:
+    """A model of some 5,000 parameters with its tokenizer, and prompts.txt."""
+    tokenizer = train_bpe(REVIEWS * 3, 290)
+    config = GPT2Config(tokenizer.vocab_size, n_positions=16, n_embd=16, n_layer=1, n_head=2,
+                        eos_token_id=tokenizer.eos_token_id)
+    GPT2WithValueHead(config, generator=torch.Generator().manual_seed(0)).save_pretrained(folder / "model", tokenizer)
+    (folder / "prompts.txt").write_text("\n".join(REVIEWS))
+
+
+def start(base: Path, out: Path, resume: bool = False, allow_config_change: bool = False, score_fn=None, **changes):
+    """train() with small settings, and `changes` to the fields of both configurations."""
+    values = dict(model=str(base / "model"), prompts=str(base / "prompts.txt"), reward="rule:length=2 + 0.5*rule:no_repeat",
+                  out=str(out), steps=4, query_tokens=(1, 3), max_new_tokens=(2, 5), save_every=1, sample_every=2, follow=1,
+                  lr_schedule="linear", warmup=1, quiet=True, device="cpu", batch_size=4, mini_batch_size=2, ppo_epochs=2,
+                  learning_rate=0.01, target=0.1, horizon=50, use_score_scaling=True, use_score_norm=True) | changes
+    run, config = ({f.name: values[f.name] for f in fields(cls) if f.name in values} for cls in (RunConfig, PPOConfig))
+    return train(RunConfig(**run), PPOConfig(**config), resume, allow_config_change, score_fn)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def history(out: Path) -> dict:
+    """All that must not depend on interruptions: metrics without times, samples, and every tensor of the last checkpoint."""
+    newest = run_module.newest_checkpoint(out)
+    metrics = [{key: value for key, value in line.items() if key not in TIMES and not key.startswith("time/")}
+               for line in lines(out / "metrics.jsonl")]
+    return {"metrics": metrics, "samples": lines(out / "samples.jsonl"), "checkpoint": newest.name,
+            "tensors": [path.read_bytes() for path in sorted(newest.glob("*.safetensors"))]}
+
+
+def forked(function) -> int:
+    """Fork a child that runs function(); returns its process id. Its status is 0 if the function returned."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+            os._exit(0)
+        except BaseException as error:
+            print(f"child: {error!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+    return pid
+
+
+def status_of(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_fsync():
+    """It guards against power cuts, not against what is tested here, and is most of the time of so small a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    write_model(folder)
+    start(folder, folder / "reference")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(base) -> dict:
+    return history(base / "reference")
+
+
+# --- what a run writes ----------------------------------------------------------------------------
+
+def test_the_run_folder_holds_what_was_promised(base, capsys):
+    out = base / "reference"
+    config = json.loads((out / "config.json").read_text())
+    metrics, samples = lines(out / "metrics.jsonl"), lines(out / "samples.jsonl")
+    assert config["model"].endswith("model") and config["steps"] == 4 and config["seed"] == 0
+    assert config["ppo"]["batch_size"] == 4 and config["run"]["query_tokens"] == [1, 3]
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    for line in metrics:
+        assert {"time", "seconds", "tokens_per_second", "objective/kl", "ppo/policy/clipfrac", "time/ppo/total"} <= line.keys()
+        assert 0 < line["samples/distinct"] <= 1 and 0 <= line["tokens/at_limit"] <= 1
+        assert {"score/rule:length=2", "score/rule:no_repeat"} <= line.keys()
+    shown = [line for line in samples if "trace" not in line]
+    assert [line["step"] for line in shown] == [1, 1, 1, 2, 2, 2, 4, 4, 4]
+    for line in shown:
+        assert line["score"] == pytest.approx(line["parts"]["rule:length=2"] + 0.5 * line["parts"]["rule:no_repeat"])
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "checkpoint-000003", "checkpoint-000004", "config.json",
+                                                           "metrics.jsonl", "report.html", "samples.jsonl"]
+    assert "</html>" in (out / "report.html").read_text()
+    GPT2WithValueHead.from_pretrained(str(out / "checkpoint-000004"))                  # each checkpoint is a model folder
+
+
+def test_a_followed_response_is_evaluated_again_under_each_policy(base):
+    """Step 0 is the untrained policy, which is its own reference: no KL, so the rewards of the tokens add up to the score."""
+    traced = [line for line in lines(base / "reference" / "samples.jsonl") if "trace" in line]
+    assert [(line["step"], line["follow"]) for line in traced] == [(0, 0), (1, 0), (2, 0), (4, 0)]
+    first, last = traced[0]["trace"], traced[-1]["trace"]
+    assert sum(first["reward"]) == pytest.approx(traced[0]["score"]) and set(first["kl"]) == {0.0}
+    assert last["token"] == first["token"] and last["ref_logprob"] == first["ref_logprob"] and last["logprob"] != first["logprob"]
+    for name, values in last.items():
+        assert len(values) == len(first["token"]), name
+    for a, r, v in zip(last["advantage"], last["return"], last["value"]):
+        assert a + v == pytest.approx(r, abs=2e-6)                                     # unwhitened, rounded to six digits
+
+
+def test_logs_are_on_the_disk_before_the_checkpoint_that_counts_on_them(base, tmp_path, monkeypatch):
+    events = []
+    rename = os.rename
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(os, "rename", lambda old, new: (events.append(Path(new).name), rename(old, new)))
+    start(base, tmp_path, steps=1)
+    order = [events.index(x) for x in ((tmp_path / "metrics.jsonl").stat().st_ino, (tmp_path / "samples.jsonl").stat().st_ino,
+                                       "checkpoint-000001")]
+    assert order == sorted(order)
+
+
+def test_samples_and_updates_are_printed(base, tmp_path, capsys):
+    start(base, tmp_path, steps=1, quiet=False)
+    printed = capsys.readouterr().out
+    for word in ("update 1/1", "score", "kl", "entropy", "clipfrac", "value error", "tokens/s", "left", "checkpoint-000001"):
+        assert word in printed
+    assert all(c.isprintable() or c == "\n" for c in printed)                          # a response must not steer the terminal
+
+
+def test_queries_are_cut_and_each_pass_takes_every_prompt_once(base, tmp_path):
+    """8 prompts of 5 tokens, batches of 4: two updates are one pass."""
+    prompts = [[i, 1, 2, 3, 4] for i in range(8)]
+    run = RunConfig("", "", "", "", query_tokens=(2, 4), max_new_tokens=(3, 6))
+    job = Job(run, PPOConfig(batch_size=4), tmp_path, prompts, None, None, None)
+    batches = [next_batch(job, taken) for taken in (0, 4, 8, 12)]
+    firsts = [int(query[0]) for queries, _ in batches for query in queries]
+    assert sorted(firsts[:8]) == sorted(firsts[8:]) == list(range(8)) and firsts[:8] != firsts[8:]
+    assert {len(query) for queries, _ in batches for query in queries} == {2, 3, 4}
+    assert {limit for _, limits in batches for limit in limits} == {3, 4, 5, 6}
+    again = next_batch(job, 4)
+    assert [query.tolist() for query in again[0]] == [query.tolist() for query in batches[1][0]] and again[1] == batches[1][1]
+
+
+def test_updates_go_on_through_the_prompts(base, tmp_path):
+    """8 prompts, batches of 3: the first 8 queries are the 8 prompts, the ninth begins the second pass."""
+    seen = []
+    start(base, tmp_path, steps=3, query_tokens=None, batch_size=3, score_fn=lambda q, r: seen.extend(q) or [0.0] * len(q))
+    assert sorted(seen[:8]) == sorted(REVIEWS) and len(seen) == 9
+
+
+@pytest.mark.parametrize("schedule, warmup, expected", [
+    ("constant", 0, [1, 1, 1, 1]), ("constant", 2, [0.5, 1, 1, 1]),
+    ("linear", 0, [1, 0.75, 0.5, 0.25]),                                               # 1 - (step - 1) / 4
+    ("linear", 2, [0.5, 1, 1, 0.5]),
+    ("cosine", 0, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),                           # cos 45 degrees is sqrt(1/2)
+])
+def test_learning_rate_schedules_by_hand(schedule, warmup, expected):
+    run = RunConfig("", "", "", "", steps=4, lr_schedule=schedule, warmup=warmup)
+    assert [learning_rate(run, PPOConfig(learning_rate=1.0), step) for step in (1, 2, 3, 4)] == pytest.approx(expected)
+
+
+def test_the_schedule_reaches_the_optimizer(reference):
+    assert [line["ppo/learning_rate"] for line in reference["metrics"]] == pytest.approx([0.01, 0.01, 0.01 * 2 / 3, 0.01 / 3])
+
+
+@pytest.mark.parametrize("field, value", [
+    ("steps", 0), ("steps", 2.5), ("save_every", 0), ("keep_checkpoints", 0), ("warmup", -1), ("query_tokens", 0),
+    ("query_tokens", (4, 2)), ("query_tokens", (1, 2, 3)), ("max_new_tokens", None), ("max_new_tokens", "20"),
+    ("lr_schedule", "exponential")])
+def test_bad_settings_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"RunConfig: {field} must"):
+        RunConfig("m", "p", "r", "o", **{field: value})
+
+
+# --- resume ---------------------------------------------------------------------------------------
+
+def test_resume_continues_as_if_nothing_had_happened(base, tmp_path, reference):
+    def stop_in_update_3(queries, responses):
+        stop_in_update_3.calls += 1
+        if stop_in_update_3.calls == 3:
+            raise StopRun("enough")
+        return score(queries, responses)
+    stop_in_update_3.calls = 0
+    score = run_module.load_reward("rule:length=2", None, None, tmp_path)
+    uninterrupted = tmp_path / "uninterrupted"
+    start(base, uninterrupted, score_fn=score, reward="mine", save_every=10)
+    assert start(base, tmp_path / "run", score_fn=stop_in_update_3, reward="mine", save_every=10).steps_done == 2
+    assert start(base, tmp_path / "run", score_fn=score, reward="mine", save_every=10, resume=True).steps_done == 4
+    assert history(tmp_path / "run") == history(uninterrupted)
+
+
+def kill_at_every_write(base: Path, work: Path) -> dict:
+    """Let copies of a run die at each operation on files while they save update 3 of 3; each time resume must make it whole.
+
+    The third checkpoint takes the place of the second, so the removal of that is in it, too.
+    """
+    settings = dict(steps=3, lr_schedule="constant", keep_checkpoints=1)
+    start(base, work / "expected", **settings)
+    save, copy, expected, seen, operations = run_module.save, work / "copy", history(work / "expected"), set(), 0
+
+    def die_at(n: int) -> None:
+        count = 0
+
+        def tick(event, args):
+            nonlocal count
+            writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wxa+")
+            if writes or event in ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "fsync"):
+                count += 1
+                if count == n:
+                    os._exit(9)
+        os.fsync = lambda descriptor: tick("fsync", ())
+        sys.addaudithook(tick)
+
+    def save_in_copies(job, state, logs):
+        nonlocal operations
+        status = 9 if job.trainer.steps_done == 3 else 0
+        while status == 9:
+            operations += 1
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(job.out, copy)
+            status = status_of(forked(lambda: (die_at(operations), save(job._replace(out=copy), state, logs))))
+            assert run_module.checkpoints(copy), f"killed at operation {operations}: no checkpoint left"
+            for folder in run_module.checkpoints(copy):
+                verify_folder(folder)                                  # what can be seen is whole
+            left = {str(path.relative_to(copy)) for path in copy.rglob("*") if ".tmp-" not in str(path)}
+            if frozenset(left) not in seen:                            # the same files need no second look
+                seen.add(frozenset(left))
+                run_module.save = save
+                start(base, copy, resume=True, **settings)
+                assert history(copy) == expected, f"killed at operation {operations}"
+                assert not list(copy.glob("*.tmp-*"))
+        return save(job, state, logs)
+
+    run_module.save = save_in_copies
+    start(base, work / "run", **settings)
+    return {"operations": operations, "states": len(seen)}
+
+
+def kill_at_random(base: Path, out: Path) -> dict:
+    """SIGKILL a run 12 times, after times drawn up to half of what a whole run takes; then let it finish."""
+    def go(folder):
+        return forked(lambda: start(base, folder, resume=True))
+
+    begin = time.monotonic()
+    assert status_of(go(out / "timed")) == 0
+    whole, rng, kills = time.monotonic() - begin, random.Random(0), 0
+    for _ in range(12):
+        pid = go(out)
+        time.sleep(rng.uniform(0, 0.5 * whole))
+        os.kill(pid, signal.SIGKILL)
+        kills += status_of(pid) == -signal.SIGKILL
+    assert status_of(go(out)) == 0
+    return {"kills": kills}
+
+
+def signal_twice_while_saving(base: Path, out: Path) -> dict:
+    """Two SIGINT in the middle of the second checkpoint."""
+    def child():
+        write_safetensors, calls = checkpoint.write_safetensors, []
+
+        def interrupted(path, tensors, metadata=None):
+            write_safetensors(path, tensors, metadata)
+            calls.append(path)
+            if len(calls) == 5:                                        # three files a checkpoint
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+        checkpoint.write_safetensors = interrupted
+        start(base, out)
+    return {"status": status_of(forked(child))}
+
+
+def all_deaths(base: Path, work: Path) -> None:
+    """The three of them in one process, whose children need not import torch again. Without fsync, as above."""
+    os.fsync = lambda descriptor: None
+    start(base, work / "first")                                        # torch imports its optimizers' helpers only now
+    print(json.dumps(signal_twice_while_saving(base, work / "signals") | kill_at_random(base, work / "random")
+                     | kill_at_every_write(base, work / "writes")))
+
+
+@pytest.fixture(scope="module")
+def deaths(base, tmp_path_factory) -> dict:
+    """What all_deaths saw, in a process of its own: one without a GPU, so that it may fork whatever it did before."""
+    work, here = tmp_path_factory.mktemp("deaths"), Path(__file__).resolve()
+    code = "import sys, test_run; from pathlib import Path; test_run.all_deaths(*map(Path, sys.argv[1:]))"
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here.parents[1])])}
+    done = subprocess.run([sys.executable, "-c", code, base, work], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout) | {"work": work}
+
+
+def test_killed_at_every_write_of_a_checkpoint(deaths):
+    """The equality is asserted at each kill, see kill_at_every_write; this says that there were many, and of all kinds:
+    only the second checkpoint there, both, and only the third."""
+    assert deaths["operations"] > 40 and deaths["states"] >= 3
+
+
+def test_killed_at_random_moments(deaths, reference):
+    assert deaths["kills"] >= 3
+    assert history(deaths["work"] / "random") == reference
+
+
+def test_a_second_signal_ends_the_process_at_once_and_harms_nothing(deaths, base, reference):
+    out = deaths["work"] / "signals"
+    assert deaths["status"] == 130
+    assert [path.name for path in run_module.checkpoints(out)] == ["checkpoint-000001"]
+    start(base, out, resume=True)
+    assert history(out) == reference
+
+
+def test_half_a_line_and_lines_of_lost_updates_are_cut_off(base, tmp_path, reference):
+    out = tmp_path / "run"
+    shutil.copytree(base / "reference", out)
+    shutil.rmtree(out / "checkpoint-000004")                                           # back to 3; the line of 4 is too many
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "ti')
+    with open(out / "samples.jsonl", "a") as file:
+        file.write('{"step": 5}\n')
+    start(base, out, resume=True)
+    assert history(out) == reference
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(base, tmp_path, reference, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(base / "reference", out)
+    path = out / "checkpoint-000004" / "trainer.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x55")
+    start(base, out, resume=True)
+    assert "checkpoint-000004 is damaged and passed over" in capsys.readouterr().err
+    assert history(out) == reference
+    assert len(list(out.glob("damaged-checkpoint-000004.*"))) == 1                     # nothing is thrown away
+
+    for folder in out.glob("checkpoint-*"):
+        (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="no checkpoint in .* is whole"):
+        start(base, out, resume=True)
+
+
+def test_resume_without_a_run_starts_at_the_beginning(base, tmp_path, reference):
+    (tmp_path / "checkpoint-000001.tmp-99").mkdir()                                    # of a first save that was killed
+    start(base, tmp_path, resume=True)
+    assert history(tmp_path) == reference
+    assert not list(tmp_path.glob("*.tmp-*"))
+
+
+def test_a_finished_run_has_nothing_to_resume(base, tmp_path, reference):
+    shutil.copytree(base / "reference", tmp_path / "run")
+    assert start(base, tmp_path / "run", resume=True) == (0, 4, tmp_path / "run" / "checkpoint-000004")
+    assert history(tmp_path / "run") == reference
+
+
+def test_changed_settings_are_listed_and_refused(base, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(base / "reference", out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.5; query_tokens: \[1, 3\] -> None; steps: 4 -> 5. Give them"):
+        start(base, out, resume=True, learning_rate=0.5, query_tokens=None, steps=5, save_every=3)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_an_allowed_change_holds_from_there_on(base, tmp_path, capsys):
+    changes = dict(steps=2, adap_kl_ctrl=False, lr_schedule="constant")
+    start(base, tmp_path, **changes)
+    changes |= dict(steps=3, learning_rate=0.5, init_kl_coef=0.7, adam_eps=1e-3, allow_config_change=True)
+    start(base, tmp_path, resume=True, **changes)
+    assert "changed: learning_rate: 0.01 -> 0.5" in capsys.readouterr().err
+    metrics = lines(tmp_path / "metrics.jsonl")
+    assert [line["ppo/learning_rate"] for line in metrics] == [0.01, 0.01, 0.5]
+    assert [line["objective/kl_coef"] for line in metrics] == [0.2, 0.2, 0.7]
+    groups = json.loads((tmp_path / "checkpoint-000003" / "trainer.json").read_text())["optimizer_groups"]
+    assert [group["eps"] for group in groups] == [1e-3]
+    assert json.loads((tmp_path / "config.json").read_text())["ppo"]["learning_rate"] == 0.5
+
+
+def test_what_does_not_reach_the_computation_may_change(base, tmp_path):
+    start(base, tmp_path / "a", steps=1, lr_schedule="constant")
+    os.rename(tmp_path / "a", tmp_path / "b")
+    shutil.copy(base / "prompts.txt", tmp_path / "same.txt")
+    start(base, tmp_path / "b", resume=True, steps=2, lr_schedule="constant", save_every=5, keep_checkpoints=1, sample_every=1,
+          samples=0, report_every=1, prompts=str(tmp_path / "same.txt"))
+    (tmp_path / "same.txt").write_text("other prompts\n")
+    with pytest.raises(ValueError, match="prompts_sha256"):
+        start(base, tmp_path / "b", resume=True, steps=2, lr_schedule="constant", prompts=str(tmp_path / "same.txt"))
+
+
+def test_another_torch_or_number_of_threads_is_a_difference(base):
+    record = json.loads((base / "reference" / "config.json").read_text())
+    assert differences(record, record | {"torch": "9", "threads": 7}) == ["threads: 1 -> 7", f"torch: {torch.__version__!r} -> '9'"]
+
+
+# --- the folder -----------------------------------------------------------------------------------
+
+def test_a_folder_with_a_run_is_not_written_over(base):
+    before = history(base / "reference")
+    with pytest.raises(ValueError, match="already holds a run: continue it with --resume"):
+        start(base, base / "reference")
+    assert history(base / "reference") == before
+
+
+def test_a_foreign_config_json_is_not_written_over(base):
+    with pytest.raises(ValueError, match="config.json is not the config.json of a run"):
+        start(base, base / "model", resume=True)
+
+
+def test_out_must_be_a_folder_that_can_be_written(base, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        start(base, tmp_path / "file")
+    if os.getuid() != 0:
+        tmp_path.chmod(0o500)
+        with pytest.raises(PermissionError):
+            start(base, tmp_path / "new")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(base, tmp_path):
+    with lock(tmp_path):
+        with pytest.raises(BlockingIOError, match=f"process {os.getpid()} trains in it"):
+            start(base, tmp_path)
+    start(base, tmp_path, steps=2)                                                     # a .lock that nobody holds is no problem
+
+
+def test_prompts_that_do_not_fit_the_model_are_refused(base, tmp_path):
+    with pytest.raises(ValueError, match="'this story is dull and long' comes to 9 tokens, and 9 \\+ 12 .* 16 positions"):
+        start(base, tmp_path, query_tokens=None, max_new_tokens=(1, 12))
+    with pytest.raises(ValueError, match="no device 'tpu'"):
+        start(base, tmp_path, device="tpu")
+    with pytest.raises(ValueError, match="no dtype 'int8'"):
+        start(base, tmp_path, dtype="int8")
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_update_saves_and_is_reported(base, tmp_path, signum, status):
+    def send_in_update_2(queries, responses):
+        send_in_update_2.calls += 1
+        if send_in_update_2.calls == 2:
+            os.kill(os.getpid(), signum)
+        return [0.0] * len(queries)
+    send_in_update_2.calls = 0
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert start(base, tmp_path, score_fn=send_in_update_2, save_every=10) == (status, 2, tmp_path / "checkpoint-000002")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert len(lines(tmp_path / "metrics.jsonl")) == 2 and (tmp_path / "report.html").exists()
+
+
+def test_a_run_outside_the_main_thread_leaves_signals_alone(base, tmp_path):
+    results, handler = [], signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=lambda: results.append(start(base, tmp_path, steps=2)))
+    thread.start()
+    thread.join()
+    assert results[0].steps_done == 2 and signal.getsignal(signal.SIGINT) == handler
+
+
+# --- rewards --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("fault, message", [
+    (lambda queries: 1 / 0, "update 3: reward my_reward raised ZeroDivisionError: .*first query '.+'.*checkpoint-000002"),
+    (lambda queries: [1.0] * 3, "update 3: reward my_reward: expected 4 scores, got 3"),
+    (lambda queries: [1.0, None, 1.0, 1.0], "update 3: reward my_reward, query '.+': expected a finite number, got NoneType"),
+])
+def test_a_reward_that_fails_loses_nothing(base, tmp_path, fault, message):
+    def faulty(queries, responses):
+        faulty.calls += 1
+        return fault(queries) if faulty.calls == 3 else good(queries, responses)
+    faulty.calls = 0
+    good = run_module.load_reward("rule:length=2", None, None, tmp_path)
+    with pytest.raises(RewardError, match=message):
+        start(base, tmp_path / "run", score_fn=faulty, reward="my_reward", save_every=10)
+    assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
+    start(base, tmp_path / "run", score_fn=good, reward="my_reward", save_every=10, resume=True)
+    start(base, tmp_path / "uninterrupted", score_fn=good, reward="my_reward", save_every=10)
+    assert history(tmp_path / "run") == history(tmp_path / "uninterrupted")
+
+
+def test_a_signal_at_the_terminal_gives_its_status(base, tmp_path):
+    def interrupted(queries, responses):
+        raise StopRun("SIGTERM at the terminal", signal.SIGTERM)
+    assert start(base, tmp_path, score_fn=interrupted) == (143, 0, None)
+
+
+def test_a_human_reward_stops_and_goes_on_where_it_stopped(base, tmp_path, monkeypatch):
+    """4 answers for update 1, 2 for update 2, then stop; later the other 2, and only those are asked for."""
+    def answer(*answers):
+        controller, terminal = pty.openpty()
+        monkeypatch.setattr(sys, "stdin", open(terminal, "r", closefd=False))
+        monkeypatch.setattr(sys, "stdout", open(os.devnull, "w"))
+        os.write(controller, "".join(f"{text}\n" for text in answers).encode())
+        return start(base, out, resume=True, reward="human", steps=2)
+    out = tmp_path / "run"
+    assert answer("1", "nonsense", "2", "7", "-3", "4", "5", "0.5", "s") == (0, 1, out / "checkpoint-000001")
+    assert [line["score"] for line in lines(out / "labels.jsonl")] == [1, 2, -3, 4, 5, 0.5]
+    assert answer("-1", "2") == (0, 2, out / "checkpoint-000002")
+    ratings = {(line["query"], line["response"]): line["score"] for line in lines(out / "labels.jsonl")}
+    assert len(ratings) == 8
+
+    start(base, tmp_path / "replay", reward="human", steps=2, score_fn=lambda q, r: [ratings[pair] for pair in zip(q, r)])
+    assert history(out) == history(tmp_path / "replay")
+
+
+# --- numbers that are not finite ------------------------------------------------------------------
+
+def read_strictly(path: Path) -> dict:
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_batch_written(base, tmp_path, monkeypatch):
+    rollout = PPOTrainer.rollout
+
+    def poisoned(self, *args):
+        result = rollout(self, *args)
+        return result._replace(values=result.values * float("nan")) if self.steps_done == 2 else result
+    monkeypatch.setattr(PPOTrainer, "rollout", poisoned)
+    with pytest.raises(FloatingPointError, match="update 3: the loss is not finite; the batch is in .*crash-step-000003.json, "
+                                                 "the newest checkpoint is .*checkpoint-000002"):
+        start(base, tmp_path, sample_every=100)
+    crash = read_strictly(tmp_path / "crash-step-000003.json")
+    assert [len(crash[name]) for name in ("queries", "responses", "scores")] == [4, 4, 4]
+    assert crash["step"] == 3 and crash["stats"]["ppo/skipped_nonfinite"] == 4 and crash["stats"]["ppo/loss/total"] is None
+    verify_folder(tmp_path / "checkpoint-000002")
+    assert not (tmp_path / "checkpoint-000003").exists()
+
+
+def test_weights_that_are_not_finite_stop_the_run_while_it_samples(base, tmp_path, monkeypatch):
+    step = PPOTrainer.step
+
+    def poisoning(self, *args):
+        stats = step(self, *args)
+        if self.steps_done == 2:
+            self.model.transformer.wte.weight.data[5] = float("nan")
+        return stats
+    monkeypatch.setattr(PPOTrainer, "step", poisoning)
+    with pytest.raises(FloatingPointError, match="update 3: generate: the model's logits are not finite.*crash-step-000003.json"):
+        start(base, tmp_path, save_every=10, sample_every=100)
+    crash = read_strictly(tmp_path / "crash-step-000003.json")
+    assert len(crash["queries"]) == 4 and "scores" not in crash and "logits" in crash["error"]
+
+
+def test_minibatches_skipped_for_their_ratio_do_not_stop_the_run(base, tmp_path):
+    assert start(base, tmp_path, steps=2, ratio_threshold=1e-6).steps_done == 2
+    assert [line["ppo/skipped"] for line in lines(tmp_path / "metrics.jsonl")] == [4, 4]
+
+
+# --- full disks and memory ------------------------------------------------------------------------
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a Linux device on which every write fails")
+def test_a_full_disk_for_the_metrics_is_a_warning(base, tmp_path, capsys):
+    start(base, tmp_path, steps=1, lr_schedule="constant")
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    assert start(base, tmp_path, steps=4, lr_schedule="constant", resume=True).steps_done == 4
+    assert capsys.readouterr().err.count("metrics.jsonl (") == 1                       # once
+    verify_folder(tmp_path / "checkpoint-000004")
+
+
+def test_lines_wait_until_there_is_room(tmp_path, capsys):
+    """Lines of 12 bytes where files may have 30: two fit, the third is taken back whole and comes when there is room."""
+    log = Log(tmp_path / "log", 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30, hard))                          # Python ignores SIGXFSZ: write fails
+        for step in (1, 2, 3):
+            log.write([{"step": step}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "log").read_bytes() == b'{"step": 1}\n{"step": 2}\n' and log.sync() == 24
+    log.write([{"step": 4, "x": float("nan")}])
+    assert lines(tmp_path / "log") == [{"step": 1}, {"step": 2}, {"step": 3}, {"step": 4, "x": None}]
+    log.file.close()
+
+
+def test_a_full_disk_for_a_checkpoint_keeps_the_old_one(base, tmp_path, monkeypatch, capsys):
+    """Update 2 finds no room, update 3 does; the last save must succeed, or the run fails."""
+    write_safetensors, full = checkpoint.write_safetensors, [2]
+
+    def write(path, tensors, metadata=None):
+        if path.name == "trainer.safetensors" and int(path.parent.name[11:17]) in full:
+            raise OSError(28, "No space left on device")
+        write_safetensors(path, tensors, metadata)
+    monkeypatch.setattr(checkpoint, "write_safetensors", write)
+    start(base, tmp_path, steps=3, lr_schedule="constant", keep_checkpoints=9)
+    assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-000001", "checkpoint-000003"]
+    assert "no checkpoint of update 2" in capsys.readouterr().err
+    full.append(4)
+    with pytest.raises(OSError, match="No space left"):
+        start(base, tmp_path, steps=4, lr_schedule="constant", keep_checkpoints=9, resume=True)
+    verify_folder(tmp_path / "checkpoint-000003")
+    assert not list(tmp_path.glob("*.tmp-*"))
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")])
+def test_out_of_memory_comes_with_advice(base, tmp_path, monkeypatch, error):
+    def step(self, *args):
+        raise error
+    start(base, tmp_path, steps=2, lr_schedule="constant")
+    monkeypatch.setattr(PPOTrainer, "step", step)
+    with pytest.raises(MemoryError, match="update 3: out of memory .*checkpoint-000002.*mini_batch_size.*gradient_checkpointing"):
+        start(base, tmp_path, steps=4, lr_schedule="constant", resume=True)
+    verify_folder(tmp_path / "checkpoint-000002")
+
+
+def test_other_errors_are_not_taken_for_out_of_memory(base, tmp_path, monkeypatch):
+    def step(self, *args):
+        raise RuntimeError("shapes do not match")
+    monkeypatch.setattr(PPOTrainer, "step", step)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        start(base, tmp_path)
