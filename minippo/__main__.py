@@ -148,7 +148,7 @@ def run_train(argv: list[str]) -> int:
 def run_generate(argv: list[str]) -> int:
     parser = new_parser("generate", "Sample from a policy, beside its reference or another model.",
                         "--model DIR --prompt TEXT [--reference gpt2] [--reward rule:sentiment]")
-    parser.add_argument("--model", required=True, metavar="DIR", help="model folder, run folder (newest checkpoint) or public name")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model folder, run folder (newest checkpoint), public name")
     parser.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="one prompt or several, each in quotes")
     parser.add_argument("--reference", default=None, metavar="DIR", help="a second model, drawing the same random numbers [none]")
     parser.add_argument("--reward", default=None, metavar="TEXT", help="score the responses with this, as in `train` [none]")
@@ -239,7 +239,7 @@ def run_bench(argv: list[str]) -> int:
     from . import bench
     parser = new_parser("bench", "Measure rollout, scoring and update: time, memory, share of the machine's limit.", "[FLAGS]")
     add_flags(parser, bench.BenchConfig)
-    parser.add_argument("--seed", type=reader(int), metavar="N", help="as every command has it; the workload is always the same [0]")
+    parser.add_argument("--seed", type=reader(int), metavar="N", help="as every command has it; the workload is fixed [0]")
     return bench.run_bench(build(bench.BenchConfig, vars(parse(parser, argv)))) or 0
 
 

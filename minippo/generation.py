@@ -151,7 +151,7 @@ class Decoder:
 
     def step(self, model: GPT2) -> None:
         """Run the newest token of each row through the model and choose the next one."""
-        self.choose(model.head(model.hidden(self.token, self.cache, self.pos)[:, 0]))
+        self.choose(model.head(model.hidden(self.token, self.cache, self.pos)[:, 0]).contiguous())
 
     def capture(self, model: GPT2) -> torch.cuda.CUDAGraph:
         """Record the step as a CUDA graph; the warm-up steps and the recording change only buffers that reset() sets again."""

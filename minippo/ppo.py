@@ -463,6 +463,7 @@ class PPOTrainer:
         stats = self.rollout_stats(queries, responses, scores, rollout, non_score_reward, returns) | update_stats
         variance = stats["ppo/returns/var"]
         stats["ppo/val/var_explained"] = 1 - stats["ppo/val/error"] / variance if variance > 0 else 0.0
+        stats["ppo/policy/advantages"] = advantages[rollout.mask].cpu()     # (N,), one number a real token
         stats["ppo/learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         self.kl_controller.update(stats["objective/kl"], len(queries))
         if self.lr_scheduler is not None:

@@ -61,28 +61,28 @@ def span(value: int | tuple[int, int]) -> tuple[int, int]:
 class RunConfig:
     """What a run trains on and what it writes; PPOConfig holds the algorithm."""
     # what
-    model: str                                      # the policy to start from: a public name such as gpt2, or a model folder
-    prompts: str                                    # file of prompts: one a line, or .jsonl objects with "query"
-    reward: str                                     # rule:NAME, model:DIR, module:function, human, or a sum: '0.8*human + 0.2*rule:length'
-    out: str                                        # the run folder to write
-    steps: int = 100                                # updates, of batch_size responses each
+    model: str                          # the policy to start from: a public name such as gpt2, or a model folder
+    prompts: str                        # file of prompts: one a line, or .jsonl objects with "query"
+    reward: str                         # rule:NAME, model:DIR, module:function, human, or a sum: '0.8*human + 0.2*rule:length'
+    out: str                            # the run folder to write
+    steps: int = 100                    # updates, of batch_size responses each
     # texts
-    query_tokens: int | tuple[int, int] | None = None       # cut prompts to this many tokens, or MIN MAX to draw it; none: whole
-    max_new_tokens: int | tuple[int, int] = 20              # limit of a response in tokens, or MIN MAX to draw it for each
+    query_tokens: int | tuple[int, int] | None = None    # cut prompts to this many tokens, or MIN MAX to draw it; none: whole
+    max_new_tokens: int | tuple[int, int] = 20    # limit of a response in tokens, or MIN MAX to draw it for each
     # learning rate
-    lr_schedule: str = "constant"                   # constant; or linear or cosine, which fall to 0 over the steps
-    warmup: int = 0                                 # updates over which the learning rate rises to its full size
+    lr_schedule: str = "constant"       # constant; or linear or cosine, which fall to 0 over the steps
+    warmup: int = 0                     # updates over which the learning rate rises to its full size
     # what is written
-    save_every: int = 10                            # updates between checkpoints
-    keep_checkpoints: int = 2                       # the newest ones, which are kept
-    sample_every: int = 10                          # updates between samples
-    samples: int = 3                                # responses shown then
-    follow: int = 2                                 # responses of the first batch to evaluate again then, token by token
-    report_every: int = 10                          # updates between writings of report.html
-    quiet: bool = False                             # print warnings only
+    save_every: int = 10                # updates between checkpoints
+    keep_checkpoints: int = 2           # the newest ones, which are kept
+    sample_every: int = 10              # updates between samples
+    samples: int = 3                    # responses shown then
+    follow: int = 2                     # responses of the first batch to evaluate again then, token by token
+    report_every: int = 10              # updates between writings of report.html
+    quiet: bool = False                 # print warnings only
     # machine
-    device: str | None = None                       # cpu, cuda or cuda:1; none: CUDA where there is one
-    dtype: str | None = None                        # of the blocks: float32, bfloat16, float16; none: bfloat16 on a GPU, if it can
+    device: str | None = None           # cpu, cuda or cuda:1; none: CUDA where there is one
+    dtype: str | None = None            # of the blocks: float32, bfloat16, float16; none: bfloat16 on a GPU, if it can
 
     def __post_init__(self):
         positive = ("steps", "save_every", "keep_checkpoints", "sample_every", "report_every")

@@ -105,7 +105,8 @@ def _tensor_info(entry: object, data_start: int) -> TensorInfo:
     count = 1
     for size in shape:
         count *= max(size, 1)
-        _check(count < 2**63, f"shape {shape!r:.80} has too many elements to count")
+        if count >= 2**63:  # stops the loop: a product of a million factors takes hours, and its message too
+            raise SafetensorsError(f"shape {shape!r:.80} has too many elements to count")
     needed = 0 if 0 in shape else count * _DTYPES[dtype].itemsize
     begin, end = offsets
     _check(end - begin == needed, f"{dtype} {shape!r:.80} needs {needed} bytes, data_offsets give {end - begin}")
@@ -214,7 +215,7 @@ def _header(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> tuple
 
 def _bytes(tensor: torch.Tensor):
     """The elements in row-major order as a NumPy array of bytes, copied only where they do not lie so."""
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    plain = tensor.cpu().resolve_conj().resolve_neg().contiguous()
     # not reshape(-1): one element counts as contiguous with any stride, and view(uint8) then refuses
     return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy()
 

@@ -87,7 +87,7 @@ def test_flags_of_every_kind(monkeypatch):
     (["train", *REQUIRED, "--steps", "ten"], "argument --steps: expected a whole number, got 'ten'"),
     (["train", *REQUIRED, "--score-clip", "x"], "argument --score-clip: expected a number or none, got 'x'"),
     (["train", *REQUIRED, "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
-    (["train", *REQUIRED, "--query-tokens", "1", "2", "3"], "must be a whole number above 0, or a pair (MIN, MAX); got (1, 2, 3)"),
+    (["train", *REQUIRED, "--query-tokens", "1", "2", "3"], "a whole number above 0, or a pair (MIN, MAX); got (1, 2, 3)"),
     (["train", *REQUIRED, "--kl-penalty", "kll"], "kl_penalty must be one of kl, abs, mse, full; got 'kll'"),
     (["train", "--model", "m", "--out", "o"], "expected --prompts and --reward, too"),
     (["train", *REQUIRED], "No such file or directory: p.txt"),
@@ -164,8 +164,8 @@ def test_a_failing_function_of_the_user_is_shown_with_its_traceback(base, tmp_pa
 def test_train_resume_generate_and_report(base, tmp_path, capsys):
     out = str(tmp_path / "run")
     argv = ["train", "--model", str(base / "model"), "--prompts", str(base / "prompts.txt"), "--reward", "rule:length=3",
-            "--out", out, "--steps", "2", "--batch-size", "4", "--mini-batch-size", "4", "--query-tokens", "1", "3", "--max-new-tokens", "4",
-            "--device", "cpu", "--learning-rate", "0.01"]
+            "--out", out, "--steps", "2", "--batch-size", "4", "--mini-batch-size", "4", "--query-tokens", "1", "3",
+            "--max-new-tokens", "4", "--device", "cpu", "--learning-rate", "0.01"]
     assert cli.main(argv) == 0
     assert "update 2/2" in capsys.readouterr().out
 

@@ -153,7 +153,11 @@ def test_samples_and_updates_are_printed(base, tmp_path, capsys):
     printed = capsys.readouterr().out
     for word in ("update 1/1", "score", "kl", "entropy", "clipfrac", "value error", "tokens/s", "left", "checkpoint-000001"):
         assert word in printed
-    assert all(c.isprintable() or c == "\n" for c in printed)                          # a response must not steer the terminal
+
+
+def test_a_sample_cannot_steer_the_terminal():
+    sample = {"query": "clear", "response": " it\x1b[2J\nnow", "score": 0.5, "kl": 1.0}
+    assert run_module.sample_line(sample) == "    score   0.500  kl   1.00  clear | it\\x1b[2J\\nnow"
 
 
 def test_queries_are_cut_and_each_pass_takes_every_prompt_once(base, tmp_path):
@@ -414,7 +418,8 @@ def test_what_does_not_reach_the_computation_may_change(base, tmp_path):
 
 def test_another_torch_or_number_of_threads_is_a_difference(base):
     record = json.loads((base / "reference" / "config.json").read_text())
-    assert differences(record, record | {"torch": "9", "threads": 7}) == ["threads: 1 -> 7", f"torch: {torch.__version__!r} -> '9'"]
+    changed = differences(record, record | {"torch": "9", "threads": 7})
+    assert changed == ["threads: 1 -> 7", f"torch: {torch.__version__!r} -> '9'"]
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -622,7 +627,7 @@ def test_a_full_disk_for_a_checkpoint_keeps_the_old_one(base, tmp_path, monkeypa
 
 @pytest.mark.parametrize("error", [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")])
+    RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: you tried to")])
 def test_out_of_memory_comes_with_advice(base, tmp_path, monkeypatch, error):
     def step(self, *args):
         raise error
