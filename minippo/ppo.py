@@ -50,10 +50,10 @@ class PPOConfig:
     # optimizer
     learning_rate: float = 1.41e-5          # of Adam
     adam_eps: float = 1e-8                  # OpenAI's TensorFlow code used 1e-5, which damps the first updates
-    max_grad_norm: float | None = None      # clip the gradient's norm at every optimizer step; None: no clipping
+    max_grad_norm: float | None = None      # clip the gradient's norm at every optimizer step; none: no clipping
     # KL penalty
     kl_penalty: str = "kl"                  # kl: logprob - ref_logprob; abs: its absolute value; mse: half its square; full: exact
-    adap_kl_ctrl: bool = True               # adapt kl_coef towards `target`; False keeps init_kl_coef
+    adap_kl_ctrl: bool = True               # adapt kl_coef so that KL approaches `target`; off: init_kl_coef stays
     init_kl_coef: float = 0.2               # the first kl_coef
     target: float = 6.0                     # KL of a whole response, in nats, that the controller steers to
     horizon: float = 10000.0                # responses over which it acts: larger is slower
@@ -63,17 +63,17 @@ class PPOConfig:
     whiten_rewards: bool = False            # rewards to variance 1, their mean kept
     # losses
     cliprange: float = 0.2                  # the ratio gains nothing outside 1 +- cliprange
-    cliprange_value: float = 0.2            # the same for the step of a value
+    cliprange_value: float = 0.2            # a value moves at most this far from the rollout's
     vf_coef: float = 0.1                    # weight of the value loss
     entropy_coef: float = 0.0               # bonus for entropy; KL against the reference usually does this work
     # guards
     ratio_threshold: float = 10.0           # a minibatch whose mean ratio exceeds this is skipped whole
-    early_stopping: bool = False            # end the step when a minibatch's approximate KL to the rollout policy ...
-    target_kl: float = 1.0                  # ... exceeds 1.5 times this
+    early_stopping: bool = False            # end the step when a minibatch's KL to the rollout policy exceeds 1.5 * target_kl
+    target_kl: float = 1.0                  # for early_stopping, in nats per token
     # scores
     use_score_scaling: bool = False         # divide scores by their running standard deviation
-    use_score_norm: bool = False            # and subtract their running mean; needs use_score_scaling
-    score_clip: float | None = None         # then clip them to +- this
+    use_score_norm: bool = False            # subtract their running mean first; needs use_score_scaling
+    score_clip: float | None = None         # clip the scores, scaled or not, to +- this; none: no clipping
     missing_eos_penalty: float | None = None    # taken off the score of a response that did not end with EOS
     # sampling and reproducibility
     temperature: float = 1.0                # divides the logits, when sampling and when scoring alike

@@ -69,6 +69,10 @@ class RunConfig:
     # texts
     query_tokens: int | tuple[int, int] | None = None    # cut prompts to this many tokens, or MIN MAX to draw it; none: whole
     max_new_tokens: int | tuple[int, int] = 20    # limit of a response in tokens, or MIN MAX to draw it for each
+    # truncate and penalise (lm-human-preferences, lm_tasks.py): PPO still trains on the whole response
+    truncate_at: str | None = None                  # score a response only up to its first token with this text, a full stop say
+    truncate_after: int = 0                         # the token may only be found behind this many others
+    truncate_penalty: float = -1.0                  # score of a response without such a token
     # learning rate
     lr_schedule: str = "constant"       # constant; or linear or cosine, which fall to 0 over the steps
     warmup: int = 0                     # updates over which the learning rate rises to its full size
@@ -86,7 +90,7 @@ class RunConfig:
 
     def __post_init__(self):
         positive = ("steps", "save_every", "keep_checkpoints", "sample_every", "report_every")
-        for name in (*positive, "warmup", "samples", "follow"):
+        for name in (*positive, "warmup", "samples", "follow", "truncate_after"):
             value, least = getattr(self, name), int(name in positive)
             if type(value) is not int or value < least:
                 raise ValueError(f"RunConfig: {name} must be a whole number of at least {least}, got {value!r}")
@@ -362,6 +366,15 @@ def text_of(job: Job, tokens: list[int] | Tensor) -> str:
     return job.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
+def scored_part(job: Job, response: Tensor) -> Tensor | None:
+    """What of a response is scored: all of it, or up to the token that holds truncate_at; None where that never comes."""
+    if job.run.truncate_at is None:
+        return response
+    texts = [job.tokenizer.decode([token]) for token in response.tolist()]
+    end = next((i for i, text in enumerate(texts) if i >= job.run.truncate_after and job.run.truncate_at in text), None)
+    return None if end is None else response[:end + 1]
+
+
 def traces(job: Job, state: RunState, step: int) -> list[dict]:
     """The followed responses under the policy as it is now: every number that each of their tokens meets in PPO."""
     config, trainer, followed = job.config, job.trainer, state.followed
@@ -399,7 +412,10 @@ def run_update(job: Job, state: RunState, batch: dict) -> tuple[dict, list[dict]
     responses = trainer.generate(queries, max_new_tokens=limits, temperature=job.config.temperature)
     responses = [response.cpu() for response in responses]
     batch["responses"] = [text_of(job, response) for response in responses]
-    batch["scores"], batch["parts"] = job.reward.parts(batch["queries"], batch["responses"])
+    parts_scored = [scored_part(job, response) for response in responses]
+    texts = [text_of(job, response if part is None else part) for response, part in zip(responses, parts_scored)]
+    scores, batch["parts"] = job.reward.parts(batch["queries"], texts)
+    batch["scores"] = [run.truncate_penalty if part is None else score for part, score in zip(parts_scored, scores)]
 
     samples = []
     if step == 1:

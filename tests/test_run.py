@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,6 +173,31 @@ def test_queries_are_cut_and_each_pass_takes_every_prompt_once(base, tmp_path):
     assert {limit for _, limits in batches for limit in limits} == {3, 4, 5, 6}
     again = next_batch(job, 4)
     assert [query.tolist() for query in again[0]] == [query.tolist() for query in batches[1][0]] and again[1] == batches[1][1]
+
+
+@pytest.mark.parametrize("text, after, part", [
+    ("a.b.c", 0, "a."), ("a.b.c", 1, "a."), ("a.b.c", 2, "a.b."), ("a.b.c", 4, None), ("abc", 0, None), (".", 0, ".")])
+def test_the_scored_part_by_hand(text, after, part):
+    """Up to the first full stop behind `after` tokens; here a token is a character."""
+    tokenizer = SimpleNamespace(decode=lambda tokens: "".join(map(chr, tokens)))
+    job = SimpleNamespace(run=SimpleNamespace(truncate_at=".", truncate_after=after), tokenizer=tokenizer)
+    found = run_module.scored_part(job, torch.tensor([ord(c) for c in text]))
+    assert (None if found is None else tokenizer.decode(found.tolist())) == part
+
+
+def test_truncate_and_penalise(base, tmp_path, monkeypatch):
+    """Every second response is cut to its first token before it is scored, the others have no end and score -7."""
+    cuts, seen = iter([1, None] * 2), []
+    monkeypatch.setattr(run_module, "scored_part", lambda job, response: None if (n := next(cuts)) is None else response[:n])
+
+    def score_fn(queries, responses):
+        seen.extend(responses)
+        return [1.0] * len(responses)
+    start(base, tmp_path / "x", score_fn=score_fn, steps=1, samples=4, truncate_penalty=-7.0)
+    samples = [sample for sample in lines(tmp_path / "x" / "samples.jsonl") if "trace" not in sample]
+    assert [sample["score"] for sample in samples] == [1.0, -7.0] * 2
+    assert all(sample["response"].startswith(text) for sample, text in zip(samples, seen))
+    assert [sample["response"] == text for sample, text in zip(samples, seen)][1::2] == [True, True]
 
 
 def test_updates_go_on_through_the_prompts(base, tmp_path):
