@@ -196,7 +196,6 @@ def test_truncate_and_penalise(base, tmp_path, monkeypatch):
     start(base, tmp_path / "x", score_fn=score_fn, steps=1, samples=4, truncate_penalty=-7.0)
     samples = [sample for sample in lines(tmp_path / "x" / "samples.jsonl") if "trace" not in sample]
     assert [sample["score"] for sample in samples] == [1.0, -7.0] * 2
-    assert all(sample["response"].startswith(text) for sample, text in zip(samples, seen))
     assert [sample["response"] == text for sample, text in zip(samples, seen)][1::2] == [True, True]
 
 
