@@ -1,0 +1,1 @@
+"""The course: ten chapters that build ppo.py from nothing. Start with README.md in this folder."""

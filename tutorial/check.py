@@ -1,0 +1,112 @@
+"""Check the exercises of a chapter; where an answer is wrong, name the mistake.
+
+    python -m tutorial.check 7                 # your functions in tutorial/exercises/ex07.py
+    python -m tutorial.check 7 --solutions     # ours in tutorial/solutions/ex07.py
+
+In a notebook: `from tutorial.check import check`, then `check(7, my_function)` for functions defined there.
+A check is a function `check_NAME(NAME)` in checks/checkNN.py: it calls the learner's function on small numbers and compares
+the result with numbers worked out by hand, and with those that the usual mistakes give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import traceback
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+
+class Mistake(Exception):
+    """What is wrong with an answer, in words for its author."""
+
+
+def compare(got, wanted, mistakes: dict, what: str = "the result", tolerance: float = 1e-4) -> None:
+    """Mistake unless `got` has the shape and the numbers of `wanted`.
+
+    Args:
+        got: what the learner's function returned.
+        wanted: a number, list or tensor, worked out by hand.
+        mistakes: message -> the result that this mistake gives; the first that fits is the one reported.
+        what: the name of the result in messages.
+    """
+    if got is None:
+        raise Mistake(f"{what} is None: is the return statement missing?")
+    try:
+        got = torch.as_tensor(got).detach().double()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Mistake(f"expected {what} to be a tensor, got {type(got).__name__}") from error
+
+    def fits(numbers) -> bool:
+        numbers = torch.as_tensor(numbers).double()
+        return got.shape == numbers.shape and torch.allclose(got, numbers, rtol=0, atol=tolerance)
+
+    if fits(wanted):
+        return
+    for message, numbers in mistakes.items():
+        if fits(numbers):
+            raise Mistake(message)
+    wanted = torch.as_tensor(wanted).double()
+    if got.shape != wanted.shape:
+        raise Mistake(f"{what} has shape {tuple(got.shape)}, expected {tuple(wanted.shape)}")
+    raise Mistake(f"{what} is {show(got)}, expected {show(wanted)}")
+
+
+def show(x: Tensor) -> str:
+    """A tensor as nested lists of numbers with at most four decimals."""
+    if x.dim() == 0:
+        return f"{float(x):.4f}".rstrip("0").rstrip(".")
+    return "[" + ", ".join(show(row) for row in x) + "]"
+
+
+def verdict(check_one: Callable, answer: Callable) -> str | None:
+    """What is wrong with `answer` in the eyes of one check; None if nothing is."""
+    try:
+        check_one(answer)
+    except NotImplementedError:
+        return "not written yet"
+    except Mistake as mistake:
+        return str(mistake)
+    except Exception as error:                      # the learner's own: say where, in their file
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == answer.__code__.co_filename]
+        where = f"line {frames[-1].lineno}: " if frames else ""
+        return f"it stopped with an error: {where}{type(error).__name__}: {error}"
+    return None
+
+
+def checks_of(number: int) -> dict[str, Callable]:
+    """The checks of a chapter by the name of the function that they check, in order."""
+    module = importlib.import_module(f"tutorial.checks.check{number:02d}")
+    return {name.removeprefix("check_"): f for name, f in vars(module).items() if name.startswith("check_")}
+
+
+def check(number: int, *functions: Callable, folder: str = "exercises") -> bool:
+    """Check a chapter's exercises, print one line for each, and say whether all are right.
+
+    Args:
+        number: of the chapter.
+        functions: the learner's, found by their names; without any, those of tutorial/<folder>/exNN.py.
+    """
+    answers = {f.__name__: f for f in functions} or vars(importlib.import_module(f"tutorial.{folder}.ex{number:02d}"))
+    checks = checks_of(number)
+    unknown = sorted(f.__name__ for f in functions if f.__name__ not in checks)
+    if unknown:
+        raise ValueError(f"chapter {number} has no exercise {', '.join(unknown)}; it has {', '.join(checks)}")
+    wrong = 0
+    for name, check_one in checks.items():
+        if name in answers:
+            said = verdict(check_one, answers[name])
+            wrong += said is not None
+            print(f"{name}: {said or 'right'}")
+    return wrong == 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tutorial.check", description=__doc__.splitlines()[0])
+    parser.add_argument("chapter", type=int, choices=range(1, 11), metavar="N", help="number of the chapter, 1 to 10")
+    parser.add_argument("--solutions", action="store_true", help="check our solutions instead of your exercises")
+    arguments = parser.parse_args()
+    sys.exit(not check(arguments.chapter, folder="solutions" if arguments.solutions else "exercises"))
