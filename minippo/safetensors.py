@@ -120,7 +120,7 @@ def _parse(header: bytes, file_size: int) -> tuple[dict[str, TensorInfo], dict[s
     entries = json.loads(
         header.decode(), object_pairs_hook=_object, parse_int=_whole, parse_float=_whole, parse_constant=_whole
     )
-    _check(type(entries) is dict, f"expected a JSON object as header, got {header!r:.40}")
+    _check(type(entries) is dict, f"expected a JSON object as header, got {header[:40]!r}")
     metadata = entries.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     texts = type(metadata) is dict and all(type(value) is str for value in metadata.values())
