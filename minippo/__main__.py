@@ -120,11 +120,9 @@ def build(cls: type, given: dict):
 def run_demo(argv: list[str]) -> int:
     from . import demo                                              # here: it is the one thing that a run does not need
     parser = new_parser("demo", "Pretrain a tiny GPT-2, train a reward model, then PPO: about a minute, nothing to download.",
-                        "[--out DIR] [--seed N]")
-    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="folder to write [runs/demo]")
-    add_machine_flags(parser)
-    args = parse(parser, argv)
-    return demo.run_demo(args.out, args.seed, pick_device(args.device), pick_dtype(args.dtype)) or 0
+                        "[FLAGS]")
+    add_flags(parser, demo.DemoConfig)
+    return demo.run_demo(build(demo.DemoConfig, vars(parse(parser, argv))))
 
 
 def run_train(argv: list[str]) -> int:

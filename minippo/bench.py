@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint import sync, write_json
+from .generation import KEPT_DECODERS
 from .gpt2 import GPT2Config
 from .policy import CHUNK_LOGITS, GPT2WithValueHead
 from .ppo import PPOConfig, PPOTrainer
@@ -36,7 +37,7 @@ from .ppo import PPOConfig, PPOTrainer
 SIZES = {"gpt2": GPT2Config(), "distilgpt2": GPT2Config(n_layer=6), "gpt2-medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
          "gpt2-large": GPT2Config(n_embd=1280, n_layer=36, n_head=20), "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
          "tiny": GPT2Config(vocab_size=512, n_positions=128, n_embd=64, n_layer=2, n_head=4)}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PHASES = ("rollout", "scoring", "update", "iteration")
 
 
@@ -54,7 +55,7 @@ class BenchConfig:
     gradient_accumulation_steps: int = 1    # passes per optimizer step
     # machine
     device: str | None = None               # cpu, cuda or cuda:1; none: CUDA where there is one
-    dtype: str | None = None                # of the blocks: fp32, bf16 or fp16; none: bf16 on a GPU that has it, else fp32
+    dtype: str | None = None                # of the blocks: float32, bfloat16 or float16; none: bfloat16 on a GPU that has it
     gradient_checkpointing: bool = False    # recompute the blocks in the backward pass
     compile: bool = False                   # torch.compile each block
     # measurement
@@ -112,7 +113,7 @@ class BenchConfig:
     def precision(self) -> str:
         """The blocks' dtype; a GPU that is not here, in a dry run, is taken to have bf16."""
         native = self.on_cuda and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False))
-        return self.dtype or ("bf16" if native else "fp32")
+        return self.dtype or ("bfloat16" if native else "float32")
 
 
 # --- the limit ------------------------------------------------------------------------------------------------------
@@ -192,10 +193,11 @@ def measure_ceilings(sizes: GPT2Config, precision: str, device: torch.device, bu
     """The machine's rates: FLOP/s of matrix products in each precision, bytes/s of memory read and copied.
 
     The best of several shapes: those of the blocks' widest product at 64, 512 and 2048 tokens, and on CUDA a large square.
+    There fp32 is TF32 where the blocks are not fp32: the trainer allows it to the head.
     """
     C, rates = sizes.n_embd, {}
     shapes = [(M, C, 4 * C) for M in (64, 512, 2048)] + [(8192, 8192, 8192)] * (device.type == "cuda")
-    for name in dict.fromkeys(("fp32", "bf16", precision)):
+    for name in dict.fromkeys(("float32", "bfloat16", precision)):
         for M, K, N in shapes:
             x, weight = (torch.randn(rows, K, device=device, dtype=DTYPES[name]) for rows in (M, N))
             rate = 2 * M * K * N / best_seconds(lambda: F.linear(x, weight), device, budget / len(shapes))
@@ -234,8 +236,7 @@ def memory_estimate(config: BenchConfig) -> dict[str, int]:
         "activations": activations + 4 * tokens * C,                    # and ln_f's input, fp32
         # the logits, the two gradients that flow into them and two temporaries, fp32; at most a chunk at a time
         "logits": 5 * 4 * min(config.micro_batch * config.new_tokens * V, CHUNK_LOGITS),
-        # on CUDA four shapes are kept, with their graphs
-        "KV cache": (4 if config.on_cuda else 1) * 2 * L * config.batch * columns * C * size,
+        "KV cache": (KEPT_DECODERS if config.on_cuda else 1) * 2 * L * config.batch * columns * C * size,
     }
 
 
@@ -258,7 +259,7 @@ def print_estimate(config: BenchConfig) -> bool:
         print(f"{name:16} {size:16,d} bytes {size / 1e9:8.2f} GB")
     print(f"{'fits into' if fits else 'does NOT fit into'} {memory / 1e9:.1f} GB, a tenth of it left for fragments and the process")
     if not fits:
-        print("less memory: a smaller --mini-batch-size with --gradient-accumulation-steps, --gradient-checkpointing, --dtype bf16")
+        print("less memory: a smaller --mini-batch-size with --gradient-accumulation-steps, --gradient-checkpointing, --dtype bfloat16")
     print(json.dumps({"workload": asdict(config), "memory_estimate_bytes": estimate, "memory_bytes": memory, "fits": fits}))
     return fits
 

@@ -181,6 +181,8 @@ class Decoder:
         return self.output
 
 
+KEPT_DECODERS = 2           # shapes whose decoder is kept on CUDA; each holds a cache and the memory of its graph
+
 _snapshots: weakref.WeakKeyDictionary[GPT2, GPT2] = weakref.WeakKeyDictionary()
 _decoders: weakref.WeakKeyDictionary[GPT2, dict] = weakref.WeakKeyDictionary()
 
@@ -206,14 +208,14 @@ def compute_snapshot(model: GPT2) -> GPT2:
 
 def decoder_for(model: GPT2, snapshot: GPT2, sampling: Sampling, batch_size: int, length: int,
                 max_new_tokens: int) -> Decoder:
-    """A Decoder of this shape. On CUDA the newest two are kept, since recording a graph costs as much as many steps."""
+    """A Decoder of this shape. On CUDA the newest are kept, since recording a graph costs as much as many steps."""
     if model.device.type == "cpu":
         return Decoder(snapshot, sampling, batch_size, length, max_new_tokens)
     kept = _decoders.setdefault(model, {})
     addresses = tuple(parameter.data_ptr() for parameter in snapshot.parameters())        # a graph replays on addresses
     key = (sampling, batch_size, length, max_new_tokens, addresses)
     if key not in kept:
-        while len(kept) >= 2:                                    # each holds a cache and its graph's memory
+        while len(kept) >= KEPT_DECODERS:
             kept.pop(next(iter(kept)))
         kept[key] = Decoder(snapshot, sampling, batch_size, length, max_new_tokens)
     return kept[key]

@@ -101,7 +101,7 @@ def saved_for_backward(config: BenchConfig) -> int:
     return sum(storage.nbytes() for storage in saved.values())
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_activations_are_what_autograd_saves(monkeypatch, dtype):
     """Activations, and of the logits' five copies the one that waits for the backward pass: within 3 %.
 
@@ -122,28 +122,28 @@ import json
 from minippo import bench
 from minippo.gpt2 import GPT2Config
 bench.torch.set_num_threads(1)
-bench.measure_ceilings = lambda *_: {"fp32": 1.0, "read": 1.0, "copy": 1.0}
-bench.SIZES["probe"] = GPT2Config(vocab_size=12000, n_positions=64, n_embd=256, n_layer=4, n_head=4)
-settings = {"query_min": 4, "query_max": 8, "new_tokens": 12, "ppo_epochs": 1, "iterations": 1, "device": "cpu", "dtype": "fp32"}
+bench.measure_ceilings = lambda *_: {"float32": 1.0, "read": 1.0, "copy": 1.0}
+bench.SIZES["probe"] = GPT2Config(vocab_size=20000, n_positions=64, n_embd=320, n_layer=4, n_head=5)
+settings = {"query_min": 4, "query_max": 8, "new_tokens": 12, "ppo_epochs": 1, "iterations": 1, "device": "cpu", "dtype": "float32"}
 bench.measure(bench.BenchConfig(model="tiny", batch=2, **settings))
-print(json.dumps(bench.measure(bench.BenchConfig(model="probe", batch=16, **settings))))
+print(json.dumps(bench.measure(bench.BenchConfig(model="probe", batch=24, **settings))))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read the way Linux counts it")
 def test_estimate_against_the_measured_peak():
-    """A process of its own, warmed up by a tiny model: the growth of its peak, and the estimate at 0.95 to 1.3 times that."""
+    """A process of its own, warmed up by a tiny model: the growth of its peak, and the estimate at 0.9 to 1.3 times that."""
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, timeout=300,
                           cwd=Path(__file__).resolve().parents[1])
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     growth = result["peak_memory_bytes"] - result["memory_at_start_bytes"]
-    assert 0.95 < result["memory_estimate_bytes"] / growth < 1.3
+    assert 0.9 < result["memory_estimate_bytes"] / growth < 1.3
 
 
 def dry_run(capsys, **settings) -> tuple[int, dict, str]:
     """Exit status, the JSON object and the text of a dry run for a GPU: batch 64, queries of 8-64, 24 new tokens, bf16."""
-    status = bench.run_bench(BenchConfig(batch=64, query_max=64, device="cuda", dtype="bf16", dry_run=True, **settings))
+    status = bench.run_bench(BenchConfig(batch=64, query_max=64, device="cuda", dtype="bfloat16", dry_run=True, **settings))
     text = capsys.readouterr().out
     return status, json.loads(text.splitlines()[-1]), text
 
@@ -155,6 +155,7 @@ def test_the_large_model_fits_24_gb_and_the_xl_80(capsys):
     assert status == 0 and result["fits"] and "fits into 24.0 GB" in text
     estimate = result["memory_estimate_bytes"]
     assert estimate["parameters"] == 4 * (774_030_080 + 1281) and estimate["Adam moments"] == 2 * estimate["parameters"]
+    assert estimate["gradients"] == estimate["parameters"] + 4 * 2 * 50257 * 1280           # two parts of the tied embedding's
     assert f"{estimate['parameters']:,d} bytes     3.10 GB" in text
     status, result, text = dry_run(capsys, model="gpt2-large", memory_gb=24)
     assert status == 1 and not result["fits"] and "does NOT fit into 24.0 GB" in text and "--gradient-checkpointing" in text
@@ -163,21 +164,21 @@ def test_the_large_model_fits_24_gb_and_the_xl_80(capsys):
 
 
 def test_a_tenth_of_the_memory_is_left_free(capsys):
-    needed = sum(memory_estimate(BenchConfig(batch=64, query_max=64, device="cuda", dtype="bf16")).values()) / 1e9
+    needed = sum(memory_estimate(BenchConfig(batch=64, query_max=64, device="cuda", dtype="bfloat16")).values()) / 1e9
     assert dry_run(capsys, memory_gb=needed / 0.9 * 1.001)[0] == 0 and dry_run(capsys, memory_gb=needed / 0.9 * 0.999)[0] == 1
 
 
 def test_what_reduces_memory_does():
-    """Micro-batches and checkpointing the activations; bf16 the reference, at the price of a snapshot; a GPU keeps four caches.
+    """Micro-batches and checkpointing the activations; bf16 the reference, at the price of a snapshot; a GPU keeps two caches.
 
     A cache: keys and values, 12 layers, 8 rows, 16 + 24 tokens rounded up to 48 columns, 768 numbers of 4 bytes.
     """
-    plain = BenchConfig(batch=8, device="cpu", dtype="fp32")
+    plain = BenchConfig(batch=8, device="cpu", dtype="float32")
     estimate = memory_estimate(plain)
     small, bf16, recomputed, cuda = (memory_estimate(replace(plain, **change)) for change in (
-        {"mini_batch_size": 2, "gradient_accumulation_steps": 4}, {"dtype": "bf16"}, {"gradient_checkpointing": True}, {"device": "cuda"}))
+        {"mini_batch_size": 2, "gradient_accumulation_steps": 4}, {"dtype": "bfloat16"}, {"gradient_checkpointing": True}, {"device": "cuda"}))
     assert small["activations"] == estimate["activations"] / 4 and small["logits"] == estimate["logits"] / 4
-    assert small["KV cache"] == estimate["KV cache"] == 2 * 12 * 8 * 48 * 768 * 4 and cuda["KV cache"] == 4 * estimate["KV cache"]
+    assert small["KV cache"] == estimate["KV cache"] == 2 * 12 * 8 * 48 * 768 * 4 and cuda["KV cache"] == 2 * estimate["KV cache"]
     assert bf16["reference"] < 0.7 * estimate["reference"] and bf16["KV cache"] == estimate["KV cache"] / 2
     assert estimate["rollout snapshot"] == 0 and bf16["rollout snapshot"] == 2 * 12 * (12 * 768**2 + 13 * 768)
     assert recomputed["activations"] < 0.2 * estimate["activations"]
@@ -199,8 +200,8 @@ def test_a_tiny_run(capsys, tmp_path):
     assert result["response_tokens_per_second"] == pytest.approx(3 * 6 / seconds["iteration"])
     rates = result["ceilings"]
     work = iteration_work(TINY.sizes, [4, 6, 8], 6, 4, 4, itemsize=4)
-    assert result["limit_seconds"] == limit_seconds(work, rates["fp32"], max(rates["read"], rates["copy"]))
-    assert result["flops_utilisation"] == pytest.approx(sum(f for f, _ in work.values()) / seconds["iteration"] / rates["fp32"])
+    assert result["limit_seconds"] == limit_seconds(work, rates["float32"], max(rates["read"], rates["copy"]))
+    assert result["flops_utilisation"] == pytest.approx(sum(f for f, _ in work.values()) / seconds["iteration"] / rates["float32"])
     assert result["peak_memory_bytes"] >= result["memory_at_start_bytes"] > 2e7                 # Python and PyTorch at least
     for line in ("rollout", "scoring", "update", "iteration", "first iteration", "decode", "throughput", "peak memory", "cores used"):
         assert any(row.startswith(line) for row in text.splitlines()), line
@@ -208,8 +209,17 @@ def test_a_tiny_run(capsys, tmp_path):
     assert head.count("|") == rule.count("|") == row.count("|") and f"{seconds['iteration']:.3f}" in row
 
 
+def test_warmup_is_left_out_and_the_first_iteration_told_apart(monkeypatch):
+    """Iterations of 9, 8 | 1, 4, 2 seconds, two of them to warm up: median 2 of 1 to 4, and the first took 9."""
+    seconds = iter([9.0, 8.0, 1.0, 4.0, 2.0])
+    monkeypatch.setattr(bench, "run_iteration", lambda *_: dict.fromkeys(bench.PHASES, next(seconds)))
+    monkeypatch.setattr(bench, "measure_ceilings", lambda *_: {"float32": 1e9, "read": 1e9, "copy": 2e9})
+    result = bench.measure(replace(TINY, warmup=2, iterations=3))
+    assert result["seconds"]["update"] == {"median": 2.0, "min": 1.0, "max": 4.0} and result["first_iteration_seconds"] == 9.0
+
+
 def test_other_settings_reach_the_trainer():
-    config = replace(TINY, batch=5, mini_batch_size=2, gradient_accumulation_steps=2, ppo_epochs=3, dtype="bf16", gradient_checkpointing=True)
+    config = replace(TINY, batch=5, mini_batch_size=2, gradient_accumulation_steps=2, ppo_epochs=3, dtype="bfloat16", gradient_checkpointing=True)
     trainer = bench.make_trainer(config)
     assert trainer.model.transformer.compute_dtype == torch.bfloat16 and trainer.model.transformer.gradient_checkpointing
     bench.run_iteration(config, trainer, bench.make_queries(config))
@@ -225,7 +235,7 @@ def test_times_of_skipped_steps_are_refused():
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"model": "gpt3"}, "gpt2-xl, tiny; got 'gpt3'"), ({"dtype": "fp8"}, "fp32, bf16, fp16; got 'fp8'"), ({"batch": 0}, "batch must be at least 1, got 0"),
+    ({"model": "gpt3"}, "gpt2-xl, tiny; got 'gpt3'"), ({"dtype": "fp8"}, "float32, bfloat16, float16; got 'fp8'"), ({"batch": 0}, "batch must be at least 1, got 0"),
     ({"mini_batch_size": 0}, "mini_batch_size"), ({"warmup": -1}, "negative, got -1"), ({"query_max": 7}, "query_min, which is 8; got 7"),
     ({"query_max": 1010}, "1010 .* 24 is more than the 1024 positions"), ({"memory_gb": 0.0}, "memory_gb must be above 0"),
 ])

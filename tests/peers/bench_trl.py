@@ -4,8 +4,9 @@
     python tests/peers/bench_trl.py --model gpt2 --batch 1 --query-min 8 --query-max 8 --new-tokens 20          # the quickstart
 
 Needs the packages of tests/peers/requirements.txt; downloads nothing, the weights are random. Each side lives in a process of
-its own, as a user runs it, so that neither sees the other's memory, threads or allocator settings. They take turns, A B A B,
-on the same queries, and every iteration must have done the same work on both sides, or there is no result.
+its own, as a user runs it, so that neither sees the other's memory, threads or allocator setting (--same-allocator gives it to
+both, MINIPPO_MALLOC=0 in the environment to neither). They take turns, A B A B, on the same queries, and every iteration must
+have done the same work on both sides, or there is no result.
 
 TRL is tuned as far as its interface goes: one batch in generate, the largest minibatch, fused Adam, no logging, no search for
 EOS, no dropout. The scores cost nothing; what both sides have a default for, they have the same.
@@ -55,7 +56,7 @@ def trl_side(job: dict):
     model = AutoModelForCausalLMWithValueHead.from_pretrained(gpt2, summary_dropout_prob=0.0)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"x": 0}, "x")), eos_token="x", pad_token="x")
     batch, on_cpu = job["config"]["batch"], job["config"]["device"] == "cpu"
-    precision = "no" if job["trl_dtype"] == "fp32" else job["trl_dtype"]
+    precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[job["trl_dtype"]]
     config = PPOConfig(batch_size=batch, mini_batch_size=job["config"]["mini_batch_size"] or batch, log_with=None,
                        ppo_epochs=job["config"]["ppo_epochs"], accelerator_kwargs={"cpu": on_cpu, "mixed_precision": precision})
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
@@ -152,8 +153,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--model", default="gpt2")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="of minippo's blocks")
-    parser.add_argument("--trl-dtype", choices=("fp32", "bf16", "fp16"), help="TRL's mixed precision [as --dtype]")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of minippo's blocks")
+    parser.add_argument("--trl-dtype", choices=("float32", "bfloat16", "float16"), help="TRL's mixed precision [as --dtype]")
     parser.add_argument("--compile", action="store_true", help="of minippo's blocks; TRL's trainer has no such thing")
     parser.add_argument("--same-allocator", action="store_true", help="minippo's allocator setting for TRL's process, too")
     options = vars(parser.parse_args())
@@ -175,11 +176,9 @@ def main() -> None:
     for phase in PHASES:
         print(f"{phase:12}" + "".join("{median:10.3f} ({min:.3f}-{max:.3f})".format(**result["seconds"][side][phase]).ljust(28)
                                       for side in ("minippo", "trl")) + f" {result['trl_over_minippo'][phase]:.2f}")
-    for name, numbers, scale in (("first", result["first_iteration_seconds"], 1), ("cores used", result["cores_used"], 1),
-                                 ("peak GB", result["peak_memory_bytes"], 1e9)):
-        ratio = numbers["trl"] / numbers["minippo"]
-        print(f"{name:12}" + "".join(f"{numbers[side] / scale:10.3f}".ljust(28) for side in ("minippo", "trl"))
-              + f" {ratio:.2f}" + (f", minippo / TRL {1 / ratio:.2f}" if name == "peak GB" else ""))
+    for name, key, scale in (("first", "first_iteration_seconds", 1), ("peak GB", "peak_memory_bytes", 1e9), ("cores used", "cores_used", 1)):
+        print(f"{name:12}" + "".join(f"{result[key][side] / scale:10.3f}".ljust(28) for side in ("minippo", "trl")))
+    print(f"peak memory, minippo / TRL: {result['peak_minippo_over_trl']:.2f}")
     print("\n" + json.dumps(result))
 
 

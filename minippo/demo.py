@@ -1,0 +1,185 @@
+"""The whole of RLHF in about a minute and from nothing: a language model, a reward model, PPO. No downloads.
+
+    python -m minippo                                               # into runs/demo
+    python -m minippo demo --kl-coef 0 --out runs/free              # the same without its KL penalty ...
+    python -m minippo report runs/demo/ppo runs/free/ppo            # ... and the two side by side
+
+1. A tiny GPT-2 learns to write film reviews from a built-in corpus. It likes a film as often as not.
+2. A reward model learns from pairs of reviews which of two is the better one.
+3. PPO trains the writer to please the reward model. This stage is an ordinary training run: run.py, as for `train`.
+
+The pairs were labelled by a rule, data.true_score, that neither the reward model nor PPO is told. So the demo can measure
+what no real run can: whether the reviews became what was meant, or only what the reward model likes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+from textwrap import wrap
+from typing import NamedTuple
+
+import torch
+
+from .checkpoint import load_gpt2
+from .data import make_reviews, preference_pairs, review_queries, true_score
+from .gpt2 import GPT2Config
+from .policy import GPT2WithValueHead, response_logprobs
+from .ppo import PPOConfig
+from .pretrain import PretrainConfig, pretrain
+from .reward_model import RewardModel, RewardModelConfig, train_on_pairs
+from .run import Result, RunConfig, lock, pick_device, pick_dtype, train, write_whole
+from .tokenizer import load_tokenizer, train_bpe
+
+RESPONSE_TOKENS = 32        # limit of a response; most reviews end by themselves before it
+TEST_OPENINGS = 200         # reviews begun before and after PPO, to measure both
+SHOWN = 4                   # of them printed
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The size and the strength of the demo; the defaults take about a minute on two CPU cores."""
+    out: str = "runs/demo"          # folder to write; a demo that was stopped continues there
+    seed: int = 0                   # of everything that is drawn at random
+    width: int = 128                # of the tiny GPT-2 (n_embd), a multiple of 32; 128 gives it half a million weights
+    pretrain_steps: int = 600       # optimizer steps of stage 1, of 16 rows of reviews each
+    pairs: int = 3000               # preferences that the reward model learns from; fewer make it easier to fool
+    steps: int = 40                 # updates of PPO
+    batch_size: int = 64            # responses per update
+    kl_coef: float = 0.15           # weight of the KL penalty; 0 shows what it is good for
+    device: str | None = None       # cpu, cuda or cuda:1; none: CUDA where there is one
+    dtype: str | None = None        # of the blocks: float32, bfloat16, float16; none: bfloat16 on a GPU that has it
+
+    def __post_init__(self):
+        for name in ("width", "pretrain_steps", "pairs", "steps", "batch_size"):
+            value, unit = getattr(self, name), 32 if name == "width" else 1
+            if type(value) is not int or value < unit or value % unit:
+                raise ValueError(f"DemoConfig: {name} must be a positive multiple of {unit}, got {value!r}")
+
+
+def claim(config: DemoConfig, out: Path) -> None:
+    """Note the settings in the folder; ValueError for a folder of other settings or with other things in it."""
+    settings = {name: value for name, value in asdict(config).items() if name != "out"}
+    if (out / "demo.json").exists():
+        begun = json.loads((out / "demo.json").read_bytes())
+        changed = [f"{name}: {begun.get(name)!r} -> {value!r}" for name, value in settings.items() if begun.get(name) != value]
+        if changed:
+            raise ValueError(f"{out} holds a demo with other settings (then -> now): {'; '.join(changed)}; give the same ones "
+                             "to continue it, or choose another --out")
+    elif any(path.name != ".lock" for path in out.iterdir()):
+        raise ValueError(f"{out} is not empty, and what is in it is no demo; choose another --out")
+    write_whole(out / "demo.json", settings)
+
+
+# --- the three stages: each leaves a folder, and a folder that is there already is taken as it is ---------------------
+
+def make_writer(config: DemoConfig, folder: Path) -> None:
+    """Stage 1: a tokenizer and a GPT-2, both learnt from the built-in reviews."""
+    reviews = [review.text for review in make_reviews(8000, seed=4 * config.seed)]
+    tokenizer = train_bpe(reviews, 1280)                        # enough for a token per word: the smallest model learns to spell
+    sizes = GPT2Config(tokenizer.vocab_size, 64, config.width, n_layer=2, n_head=config.width // 32)
+    model = GPT2WithValueHead(sizes, pick_dtype(config.dtype), torch.Generator().manual_seed(config.seed))
+    pretrain(model.transformer.to(pick_device(config.device)), tokenizer, reviews,
+             PretrainConfig(config.pretrain_steps, batch_size=16, block_size=40, learning_rate=5e-3, seed=config.seed))
+    model.save_pretrained(str(folder), tokenizer)
+
+
+def make_reward_model(config: DemoConfig, writer: Path, folder: Path) -> None:
+    """Stage 2: the writer with another head, trained on preferences."""
+    gpt2 = load_gpt2(str(writer), pick_device(config.device), pick_dtype(config.dtype))
+    model = RewardModel.from_gpt2(gpt2, load_tokenizer(writer), torch.Generator().manual_seed(config.seed))
+    train_on_pairs(model, preference_pairs(config.pairs, seed=4 * config.seed + 1),
+                   RewardModelConfig(learning_rate=1e-3, batch_size=16, seed=config.seed))
+    model.save_pretrained(folder)
+
+
+def true_scores(queries: list[str], responses: list[str]) -> list[float]:
+    """The rule behind the pairs as a score function."""
+    return [true_score(query + response) for query, response in zip(queries, responses)]
+
+
+def run_ppo(config: DemoConfig, writer: Path, reward_model: Path, prompts: Path, folder: Path) -> Result:
+    """Stage 3: PPO against the reward model; the true score has weight 0, so it is logged and teaches nothing."""
+    prompts.write_text("\n".join(review_queries(2000, seed=4 * config.seed + 2)), encoding="utf-8")
+    reward = f'model:"{reward_model}" + 0*minippo.demo:true_scores'
+    run = RunConfig(str(writer), str(prompts), reward, str(folder), config.steps, max_new_tokens=RESPONSE_TOKENS,
+                    lr_schedule="linear", save_every=20, sample_every=20, device=config.device, dtype=config.dtype)
+    ppo = PPOConfig(batch_size=config.batch_size, mini_batch_size=-(-config.batch_size // 2), ppo_epochs=2, seed=config.seed,
+                    learning_rate=1e-3,             # of half a million weights; for GPT-2's 124 million it is 1.4e-5
+                    init_kl_coef=config.kl_coef, target=6.0, horizon=2000.0,
+                    vf_coef=0.5, cliprange_value=1.0)           # the value head has a minute to learn scores of -2 to 2
+    return train(run, ppo, resume=True)
+
+
+# --- before and after -------------------------------------------------------------------------------------------------
+
+class Measured(NamedTuple):
+    """What a policy writes, and how good it is; means over the test openings."""
+    texts: list[str]        # opening and response
+    reward: float           # of the reward model
+    true_score: float       # the share of praise, 0 to 1
+    kl: float               # to the pretrained writer, nats per response
+    distinct: float         # share of different responses
+    distinct_2: float       # share of different pairs of neighbouring words (Li et al. 2016): low for monotonous texts
+
+
+@torch.no_grad()
+def measure(policy: GPT2WithValueHead, writer: GPT2WithValueHead, reward_model: RewardModel, openings: list[str]) -> Measured:
+    """Let `policy` continue the openings, always with the same random numbers."""
+    tokenizer = reward_model.tokenizer
+    queries = [torch.tensor(tokenizer.encode(opening)) for opening in openings]
+    tokens = policy.generate(queries, RESPONSE_TOKENS, eos_token_id=tokenizer.eos_token_id, seed=0)
+    logprobs, ref_logprobs = (response_logprobs(model, queries, tokens)[0] for model in (policy, writer))
+    responses = [tokenizer.decode(response, skip_special_tokens=True) for response in tokens]
+    pairs = [pair for response in responses for pair in zip(response.split(), response.split()[1:])]
+
+    def mean(numbers):
+        return sum(numbers) / len(openings)
+    return Measured([opening + response for opening, response in zip(openings, responses)],
+                    mean(reward_model.score(openings, responses)), mean(true_scores(openings, responses)),
+                    mean((logprobs - ref_logprobs).sum(1).tolist()), len(set(responses)) / len(responses),
+                    len(set(pairs)) / max(1, len(pairs)))
+
+
+def side_by_side(before: Measured, after: Measured) -> str:
+    """Reviews with the same openings in two columns, then the numbers."""
+    lines = [f"{'BEFORE PPO':42}AFTER PPO"]
+    for pair in list(zip(before.texts, after.texts))[:SHOWN]:
+        rows = zip_longest(*(wrap(text, 38) for text in pair), fillvalue="")
+        lines += ["", *(f"{left:42}{right}".rstrip() for left, right in rows)]
+    rows = {"reward, by the reward model": "reward", "true score, by the rule": "true_score", "KL, nats per response": "kl",
+            "different responses": "distinct", "different word pairs": "distinct_2"}
+    lines += ["", f"{f'means of {len(before.texts)} reviews':32}{'before':>8}{'after':>8}"]
+    lines += [f"{title:32}{getattr(before, name):8.2f}{getattr(after, name):8.2f}" for title, name in rows.items()]
+    return "\n".join(lines)
+
+
+def run_demo(config: DemoConfig) -> int:
+    """All three stages into config.out, then what they came to; returns the exit status.
+
+    A second call continues what was interrupted, or shows the result again.
+    """
+    start, out, device = time.monotonic(), Path(config.out), pick_device(config.device)
+    writer, reward_model, run = out / "pretrained", out / "reward-model", out / "ppo"
+    with lock(out):
+        claim(config, out)
+        for number, folder, make in ((1, writer, lambda: make_writer(config, writer)),
+                                     (2, reward_model, lambda: make_reward_model(config, writer, reward_model))):
+            if folder.exists():
+                print(f"stage {number}: {folder} is there already")
+            else:
+                make()
+        result = run_ppo(config, writer, reward_model, out / "prompts.txt", run)
+    if result.status:
+        print("the same command continues")
+        return result.status
+    first, last = (GPT2WithValueHead.from_pretrained(str(folder), device, pick_dtype(config.dtype))
+                   for folder in (writer, result.checkpoint))
+    judge = RewardModel.from_pretrained(reward_model, device, pick_dtype(config.dtype))
+    openings = review_queries(TEST_OPENINGS, seed=4 * config.seed + 3)
+    print(f"\n{side_by_side(*(measure(policy, first, judge, openings) for policy in (first, last)))}\n\n"
+          f"{time.monotonic() - start:.0f} seconds. Look at {run / 'report.html'}")
+    return 0
