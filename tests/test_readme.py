@@ -52,4 +52,4 @@ def test_the_blocks_run_as_printed(gpt2_here, monkeypatch, capsys):
 
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)", README.read_text(encoding="utf-8")):
-        assert target.startswith("https://") or (README.parent / target).exists(), target
+        assert target.startswith(("https://", "http://")) or (README.parent / target).exists(), target
