@@ -60,18 +60,18 @@ class DemoConfig:
                 raise ValueError(f"DemoConfig: {name} must be a positive multiple of {unit}, got {value!r}")
 
 
-def claim(config: DemoConfig, out: Path) -> None:
-    """Note the settings in the folder; ValueError for a folder of other settings or with other things in it."""
+def check_folder(config: DemoConfig, out: Path) -> dict:
+    """The settings to note in the folder; ValueError for a folder of other settings, or with other things in it."""
     settings = {name: value for name, value in asdict(config).items() if name != "out"}
     if (out / "demo.json").exists():
         begun = json.loads((out / "demo.json").read_bytes())
         changed = [f"{name}: {begun.get(name)!r} -> {value!r}" for name, value in settings.items() if begun.get(name) != value]
         if changed:
-            raise ValueError(f"{out} holds a demo with other settings (then -> now): {'; '.join(changed)}; give the same ones "
-                             "to continue it, or choose another --out")
-    elif any(path.name != ".lock" for path in out.iterdir()):
+            raise ValueError(f"{out} holds a demo with other settings (then -> now): {'; '.join(changed)}. Give them as they "
+                             "were to continue it, or choose another --out")
+    elif out.is_dir() and any(path.name != ".lock" for path in out.iterdir()):
         raise ValueError(f"{out} is not empty, and what is in it is no demo; choose another --out")
-    write_whole(out / "demo.json", settings)
+    return settings
 
 
 # --- the three stages: each leaves a folder, and a folder that is there already is taken as it is ---------------------
@@ -101,17 +101,23 @@ def true_scores(queries: list[str], responses: list[str]) -> list[float]:
     return [true_score(query + response) for query, response in zip(queries, responses)]
 
 
-def run_ppo(config: DemoConfig, writer: Path, reward_model: Path, prompts: Path, folder: Path) -> Result:
-    """Stage 3: PPO against the reward model; the true score has weight 0, so it is logged and teaches nothing."""
-    prompts.write_text("\n".join(review_queries(2000, seed=4 * config.seed + 2)), encoding="utf-8")
-    reward = f'model:"{reward_model}" + 0*minippo.demo:true_scores'
-    run = RunConfig(str(writer), str(prompts), reward, str(folder), config.steps, max_new_tokens=RESPONSE_TOKENS,
-                    lr_schedule="linear", save_every=20, sample_every=20, device=config.device, dtype=config.dtype)
+def plan_ppo(config: DemoConfig, out: Path) -> tuple[RunConfig, PPOConfig]:
+    """Stage 3: an ordinary training run; the true score has weight 0 in the reward, so it is logged and teaches nothing."""
+    run = RunConfig(str(out / "pretrained"), str(out / "prompts.txt"),
+                    f'model:"{out / "reward-model"}" + 0*minippo.demo:true_scores', str(out / "ppo"), config.steps,
+                    max_new_tokens=RESPONSE_TOKENS, lr_schedule="linear", warmup=config.steps // 10,
+                    save_every=20, sample_every=20, device=config.device, dtype=config.dtype)
     ppo = PPOConfig(batch_size=config.batch_size, mini_batch_size=-(-config.batch_size // 2), ppo_epochs=2, seed=config.seed,
-                    learning_rate=1e-3,             # of half a million weights; for GPT-2's 124 million it is 1.4e-5
-                    init_kl_coef=config.kl_coef, target=6.0, horizon=2000.0,
-                    vf_coef=0.5, cliprange_value=1.0)           # the value head has a minute to learn scores of -2 to 2
-    return train(run, ppo, resume=True)
+                    learning_rate=1e-3,                         # half a million weights; GPT-2's 124 million take 1.4e-5
+                    init_kl_coef=config.kl_coef, horizon=2000.0,
+                    vf_coef=0.5, cliprange_value=1.0)           # the value head has 40 updates to learn returns of -2 to 2
+    return run, ppo
+
+
+def write_prompts(config: DemoConfig, path: Path) -> None:
+    draft = path.with_suffix(".tmp")
+    draft.write_text("\n".join(review_queries(2000, seed=4 * config.seed + 2)), encoding="utf-8")
+    draft.replace(path)
 
 
 # --- before and after -------------------------------------------------------------------------------------------------
@@ -157,29 +163,50 @@ def side_by_side(before: Measured, after: Measured) -> str:
     return "\n".join(lines)
 
 
+def run_stages(config: DemoConfig, out: Path, run: RunConfig, ppo: PPOConfig) -> Result:
+    """Make what is not there yet; the last stage continues by itself."""
+    writer, reward_model = out / "pretrained", out / "reward-model"
+    if writer.exists():
+        print(f"pretraining: {writer} is there already")
+    else:
+        make_writer(config, writer)
+    if reward_model.exists():
+        print(f"reward model: {reward_model} is there already")
+    else:
+        make_reward_model(config, writer, reward_model)
+    write_prompts(config, out / "prompts.txt")
+    return train(run, ppo, resume=True)
+
+
+def compare(config: DemoConfig, out: Path, policy: Path) -> str:
+    """What the policy writes and what the pretrained writer wrote, to the same openings."""
+    device, dtype = pick_device(config.device), pick_dtype(config.dtype)
+    before, after = (GPT2WithValueHead.from_pretrained(str(folder), device, dtype) for folder in (out / "pretrained", policy))
+    judge = RewardModel.from_pretrained(out / "reward-model", device, dtype)
+    openings = review_queries(TEST_OPENINGS, seed=4 * config.seed + 3)
+    return side_by_side(*(measure(model, before, judge, openings) for model in (before, after)))
+
+
 def run_demo(config: DemoConfig) -> int:
     """All three stages into config.out, then what they came to; returns the exit status.
 
-    A second call continues what was interrupted, or shows the result again.
+    A second call continues what was interrupted, or shows the result again. It computes on one CPU thread: the tensors are
+    so small that more are worth little, or much less than nothing on a busy machine, and the numbers do not depend on them.
     """
-    start, out, device = time.monotonic(), Path(config.out), pick_device(config.device)
-    writer, reward_model, run = out / "pretrained", out / "reward-model", out / "ppo"
-    with lock(out):
-        claim(config, out)
-        for number, folder, make in ((1, writer, lambda: make_writer(config, writer)),
-                                     (2, reward_model, lambda: make_reward_model(config, writer, reward_model))):
-            if folder.exists():
-                print(f"stage {number}: {folder} is there already")
-            else:
-                make()
-        result = run_ppo(config, writer, reward_model, out / "prompts.txt", run)
-    if result.status:
-        print("the same command continues")
-        return result.status
-    first, last = (GPT2WithValueHead.from_pretrained(str(folder), device, pick_dtype(config.dtype))
-                   for folder in (writer, result.checkpoint))
-    judge = RewardModel.from_pretrained(reward_model, device, pick_dtype(config.dtype))
-    openings = review_queries(TEST_OPENINGS, seed=4 * config.seed + 3)
-    print(f"\n{side_by_side(*(measure(policy, first, judge, openings) for policy in (first, last)))}\n\n"
-          f"{time.monotonic() - start:.0f} seconds. Look at {run / 'report.html'}")
-    return 0
+    start, threads, out = time.monotonic(), torch.get_num_threads(), Path(config.out)
+    pick_device(config.device), pick_dtype(config.dtype)        # bad values are found here and not after a minute
+    run, ppo = plan_ppo(config, out)
+    settings = check_folder(config, out)
+    torch.set_num_threads(1)
+    try:
+        with lock(out):
+            write_whole(out / "demo.json", settings)
+            result = run_stages(config, out, run, ppo)
+        if result.status:
+            print("the same command continues from there")
+        else:
+            print(f"\n{compare(config, out, result.checkpoint)}\n\n{time.monotonic() - start:.0f} seconds; "
+                  f"look at {out / 'ppo' / 'report.html'}")
+    finally:
+        torch.set_num_threads(threads)
+    return result.status

@@ -1,0 +1,50 @@
+"""Checks of chapter 9."""
+
+import torch
+
+from ..check import Mistake, compare
+
+# six runs: 2 has the score of 1 for more KL, 4 a lower score than 3 for the same KL, 5 is worse than 1 in both
+SCORES, KLS = torch.tensor([0.0, 0.5, 0.5, 1.0, 0.75, 0.25]), torch.tensor([0.0, 1.0, 2.0, 4.0, 4.0, 8.0])
+
+
+def check_on_frontier(on_frontier):
+    got = on_frontier(SCORES.clone(), KLS.clone())
+    compare(got, [1, 1, 0, 1, 0, 0], {
+        "these are the runs that are beaten: the frontier is the others": [0, 0, 1, 0, 1, 1],
+        "you kept the run with the best score alone: it also paid the most": [0, 0, 0, 1, 0, 0],
+        "KL the wrong way round: less KL is better": [0, 0, 0, 1, 0, 1],
+        "run 2 has the score of run 1 and pays twice the KL: equal in one and worse in the other is beaten": [1, 1, 1, 1, 0, 0],
+        "run 4 pays the KL of run 3 for a lower score: equal in one and worse in the other is beaten": [1, 1, 0, 1, 1, 0],
+        "equal in one and worse in the other is beaten, too: at least as good in both, and better in one": [1, 1, 1, 1, 1, 0],
+        "every run beats itself in your comparison: demand that the other is better in one of the two": [0, 0, 0, 0, 0, 0],
+    }, "the frontier")
+    if torch.as_tensor(got).dtype != torch.bool:
+        raise Mistake(f"expected a bool tensor, which can be used as a mask, got {torch.as_tensor(got).dtype}")
+    # not in order of KL, and with two equal runs
+    compare(on_frontier(torch.tensor([1.0, 0.5, 1.0, 0.75]), torch.tensor([3.0, 0.5, 3.0, 4.0])), [1, 1, 1, 0], {
+        "two runs are exactly equal here, and neither beats the other: keep both": [0, 1, 0, 0],
+        "two runs are exactly equal here: you kept one of them, but neither beats the other": [1, 1, 0, 0],
+        "you compared neighbours: the runs come in no order, compare each with every other": [1, 1, 1, 1],
+    }, "the frontier of runs in no order")
+
+
+def check_next_kl_coef(next_kl_coef):
+    # KL 9 for a target of 8: error 1/8; 64 of 512 responses: 0.5 * (1 + 1/8 * 1/8)
+    compare(next_kl_coef(0.5, 9.0, 8.0, 64, 512.0), 0.5078125, {
+        "the sign is wrong: a KL above its target must make kl_coef larger": 0.4921875,
+        "n and horizon are missing: the error acts in full over a whole horizon": 0.5625,
+        "the error is relative: kl / target - 1, not kl - target": 0.5125,                      # 1 clipped to .2: 1 + .2 / 8
+        "you added the correction: it multiplies kl_coef": 0.515625,
+        "this is kl / target without the 1 taken off": 0.5125,
+    }, "kl_coef", 1e-6)
+    # KL 32: error 3, counted as .2: 0.5 * (1 + .2 / 8)
+    compare(next_kl_coef(0.5, 32.0, 8.0, 64, 512.0), 0.5125, {
+        "the error is not clipped: one wild batch (KL 32) would move kl_coef far": 0.6875,
+        "you clipped after the factor n / horizon: clip the error itself": 0.6,
+    }, "kl_coef after a KL of 32", 1e-6)
+    # KL 2: error -3/4, counted as -.2
+    compare(next_kl_coef(0.5, 2.0, 8.0, 64, 512.0), 0.4875, {
+        "the error is clipped on one side only: below the target it counts at most 20 %, too": 0.453125,
+        "below its target the KL must make kl_coef smaller": 0.5,
+    }, "kl_coef after a KL of 2", 1e-6)
