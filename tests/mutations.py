@@ -27,11 +27,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 120               # for the tests of one break; more is a failure of the check, not a catch
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}      # bytecode of another break might be taken for fresh
 
 # the test files that answer for each source file, the quickest first
 TESTS = {
-    "ppo.py": ["test_ppo.py", "test_golden.py", "test_mutation_gaps.py", "test_determinism.py"],
-    "policy.py": ["test_policy.py", "test_golden.py", "test_ppo.py", "test_mutation_gaps.py"],
+    "ppo.py": ["test_ppo.py", "test_golden.py", "test_mutation_gaps.py", "test_faults.py", "test_determinism.py"],
+    "policy.py": ["test_policy.py", "test_golden.py", "test_ppo.py", "test_mutation_gaps.py", "test_faults.py"],
     "generation.py": ["test_generation.py", "test_golden.py", "test_mutation_gaps.py"],
     "checkpoint.py": ["test_checkpoint.py"],
     "gpt2.py": ["test_gpt2.py", "test_golden.py", "test_generation.py", "test_mutation_gaps.py"],
@@ -49,7 +50,8 @@ MUTATIONS = [
     # --- KL and rewards
     Mutation("ppo.py", "non_score_reward = -kl_coef * kl", "non_score_reward = kl_coef * kl",
              "sign of the KL penalty: going away from the reference is rewarded"),
-    Mutation("ppo.py", "difference = logprobs - ref_logprobs", "difference = ref_logprobs - logprobs", "KL of the reference to the policy"),
+    Mutation("ppo.py", "difference = logprobs - ref_logprobs", "difference = ref_logprobs - logprobs",
+             "KL of the reference to the policy"),
     Mutation("ppo.py", "return 0.5 * difference**2", "return difference**2", "mse penalty without its half"),
     Mutation("ppo.py", "return (logprobs.exp() * difference).sum(-1)", "return (ref_logprobs.exp() * difference).sum(-1)",
              "exact KL weighted by the reference's probabilities"),
@@ -58,14 +60,16 @@ MUTATIONS = [
              "scores = scores[:, None].expand(mask.shape)", "score on every token"),
     Mutation("ppo.py", "scores = torch.where(columns == last, scores[:, None], 0.0)",
              "scores = torch.where(columns == 0, scores[:, None], 0.0)", "score on the first token"),
-    Mutation("ppo.py", "last = torch.where(mask, columns, -1).amax(1, keepdim=True)", "last = columns[-1:].expand(len(mask), 1)",
+    Mutation("ppo.py", "last = torch.where(mask, columns, -1).amax(1, keepdim=True)",
+             "last = columns[-1:].expand(len(mask), 1)",
              "score on the last column, which is padding in all but the longest response"),
-    Mutation("ppo.py", "self.kl_controller.value, config.kl_penalty, rollout.full_kl", "config.init_kl_coef, config.kl_penalty, rollout.full_kl",
-             "the controller's coefficient is not used"),
+    Mutation("ppo.py", "self.kl_controller.value, config.kl_penalty, rollout.full_kl",
+             "config.init_kl_coef, config.kl_penalty, rollout.full_kl", "the controller's coefficient is not used"),
     Mutation("ppo.py", "rewards = masked_whiten(rewards, rollout.mask, shift_mean=False)",
              "rewards = masked_whiten(rewards, rollout.mask)", "whitened rewards lose their mean"),
     Mutation("ppo.py", "rewards = masked_whiten(rewards, rollout.mask, shift_mean=False)",
-             "rewards = masked_whiten(rewards, torch.ones_like(rollout.mask), shift_mean=False)", "reward whitening counts padding"),
+             "rewards = masked_whiten(rewards, torch.ones_like(rollout.mask), shift_mean=False)",
+             "reward whitening counts padding"),
 
     # --- advantages and returns
     Mutation("ppo.py", "delta = rewards[:, t] + gamma * next_value - values[:, t]",
@@ -79,9 +83,12 @@ MUTATIONS = [
              "next_value, next_advantage = values[:, -1], torch.zeros_like(values[:, 0])", "a value behind the last token"),
     Mutation("ppo.py", "values, rewards = torch.where(mask, values, 0.0), torch.where(mask, rewards, 0.0)\n", "\n",
              "GAE reads values and rewards of padding"),
-    Mutation("ppo.py", "returns = advantages + values  ", "returns = masked_whiten(advantages, mask) + values  ", "whitening before the returns"),
-    Mutation("ppo.py", "    return advantages, returns\n", "    return advantages, masked_whiten(returns, mask)\n", "returns whitened"),
-    Mutation("ppo.py", "advantages = masked_whiten(advantages, rollout.mask)  ", "advantages = advantages  ", "advantages not whitened"),
+    Mutation("ppo.py", "returns = advantages + values  ", "returns = masked_whiten(advantages, mask) + values  ",
+             "whitening before the returns"),
+    Mutation("ppo.py", "    return advantages, returns\n", "    return advantages, masked_whiten(returns, mask)\n",
+             "returns whitened"),
+    Mutation("ppo.py", "advantages = masked_whiten(advantages, rollout.mask)  ", "advantages = advantages  ",
+             "advantages not whitened"),
     Mutation("ppo.py", "advantages = masked_whiten(advantages, rollout.mask)  ",
              "advantages = masked_whiten(advantages, torch.ones_like(rollout.mask))  ", "advantage whitening counts padding"),
     Mutation("ppo.py", "advantages = masked_whiten(advantages, rollout.mask)  ",
@@ -89,54 +96,61 @@ MUTATIONS = [
     Mutation("ppo.py", "/ (mask.sum() - 1).clamp(min=1)", "/ mask.sum().clamp(min=1)", "variance with n in the place of n - 1"),
     Mutation("ppo.py", "/ (mask.sum() - 1).clamp(min=1)", "/ (mask.sum() - 1)", "variance of one element is NaN"),
     Mutation("ppo.py", "torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)", "x.mean()", "masked_mean without its mask"),
-    Mutation("ppo.py", "torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)", "(x * mask).sum() / mask.sum().clamp(min=1)",
-             "NaN behind the mask survives a product"),
+    Mutation("ppo.py", "torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)",
+             "(x * mask).sum() / mask.sum().clamp(min=1)", "NaN behind the mask survives a product"),
     Mutation("ppo.py", "torch.rsqrt(var + 1e-8)", "1 / (var + 1e-8)", "whitening divides by the variance"),
 
     # --- losses
     Mutation("ppo.py", "pg_loss = mean(torch.maximum(pg_losses, pg_losses_clipped))",
              "pg_loss = mean(torch.minimum(pg_losses, pg_losses_clipped))", "the better of the two policy losses"),
-    Mutation("ppo.py", "pg_loss = mean(torch.maximum(pg_losses, pg_losses_clipped))", "pg_loss = mean(pg_losses)", "no policy clip"),
+    Mutation("ppo.py", "pg_loss = mean(torch.maximum(pg_losses, pg_losses_clipped))", "pg_loss = mean(pg_losses)",
+             "no policy clip"),
     Mutation("ppo.py", "pg_loss = mean(torch.maximum(pg_losses, pg_losses_clipped))", "pg_loss = mean(pg_losses_clipped)",
              "clipped also where a step would be undone"),
     Mutation("ppo.py", "ratio.clamp(1 - cliprange, 1 + cliprange)", "ratio.clamp(min=1 - cliprange)", "no clip from above"),
     Mutation("ppo.py", "ratio.clamp(1 - cliprange, 1 + cliprange)", "ratio.clamp(max=1 + cliprange)", "no clip from below"),
-    Mutation("ppo.py", "pg_losses = -advantages * ratio\n", "pg_losses = advantages * ratio\n", "gradient descent on the advantage"),
+    Mutation("ppo.py", "pg_losses = -advantages * ratio\n", "pg_losses = advantages * ratio\n",
+             "gradient descent on the advantage"),
     Mutation("ppo.py", "log_ratio = torch.where(mask, new_logprobs - logprobs, 0.0)",
              "log_ratio = torch.where(mask, logprobs - new_logprobs, 0.0)", "ratio upside down"),
     Mutation("ppo.py", "log_ratio = torch.where(mask, new_logprobs - logprobs, 0.0)", "log_ratio = new_logprobs - logprobs",
              "log-probabilities of padding in the ratio"),
-    Mutation("ppo.py", "return torch.where(mask, x, 0.0).sum() / n_tokens", "return x.mean()", "losses averaged over padding, too"),
+    Mutation("ppo.py", "return torch.where(mask, x, 0.0).sum() / n_tokens", "return x.mean()",
+             "losses averaged over padding, too"),
     Mutation("ppo.py", "torch.maximum(vf_losses, vf_losses_clipped))", "torch.minimum(vf_losses, vf_losses_clipped))",
              "the better of the two value losses"),
     Mutation("ppo.py", "values_clipped = torch.clamp(new_values, values - cliprange_value, values + cliprange_value)",
              "values_clipped = new_values", "no value clip"),
     Mutation("ppo.py", "values_clipped = torch.clamp(new_values, values - cliprange_value, values + cliprange_value)",
-             "values_clipped = torch.clamp(new_values, returns - cliprange_value, returns + cliprange_value)", "value clip round the returns"),
+             "values_clipped = torch.clamp(new_values, returns - cliprange_value, returns + cliprange_value)",
+             "value clip round the returns"),
     Mutation("ppo.py", "vf_loss = 0.5 * mean(", "vf_loss = mean(", "value loss without its half"),
     Mutation("ppo.py", "loss = pg_loss + vf_coef * vf_loss", "loss = pg_loss + vf_loss", "vf_coef forgotten"),
-    Mutation("ppo.py", "loss = loss - entropy_coef * mean(entropy)", "loss = loss + entropy_coef * mean(entropy)", "entropy punished"),
+    Mutation("ppo.py", "loss = loss - entropy_coef * mean(entropy)", "loss = loss + entropy_coef * mean(entropy)",
+             "entropy punished"),
     Mutation("ppo.py", "entropy_grad=config.entropy_coef > 0)", "entropy_grad=False)", "entropy bonus without a gradient"),
 
     # --- the update
-    Mutation("ppo.py", "new.entropy, config.entropy_coef, n_tokens)", "new.entropy, config.entropy_coef, new.mask.sum() * len(minibatch))",
+    Mutation("ppo.py", "new.entropy, config.entropy_coef, n_tokens)",
+             "new.entropy, config.entropy_coef, new.mask.sum() * len(minibatch))",
              "mean of the micro-batches' means: tokens of short ones weigh more"),
-    Mutation("ppo.py", "config.vf_coef, new.entropy, config.entropy_coef, n_tokens)", "config.vf_coef, new.entropy, config.entropy_coef)",
-             "micro-batches add up to a multiple of the gradient"),
+    Mutation("ppo.py", "config.vf_coef, new.entropy, config.entropy_coef, n_tokens)",
+             "config.vf_coef, new.entropy, config.entropy_coef)", "micro-batches add up to a multiple of the gradient"),
     Mutation("ppo.py", "for x in (rollout.logprobs, rollout.values, advantages, returns))",
              "for x in (rollout.logprobs, rollout.values, returns, advantages))", "advantages and returns exchanged"),
-    Mutation("ppo.py", "                counts[\"ppo/skipped\"] += 1\n",
+    Mutation("ppo.py", '                counts["ppo/skipped"] += 1\n',
              "                self.optimizer.zero_grad(set_to_none=False)\n                self.optimizer.step()\n"
-             "                counts[\"ppo/skipped\"] += 1\n", "a skipped minibatch still moves the weights through Adam"),
-    Mutation("ppo.py", "skip = not finite or record[\"ppo/policy/ratio_mean\"] > config.ratio_threshold",
-             "skip = record[\"ppo/policy/ratio_mean\"] > config.ratio_threshold", "a NaN loss is stepped on"),
-    Mutation("ppo.py", "skip = not finite or record[\"ppo/policy/ratio_mean\"] > config.ratio_threshold", "skip = not finite",
+             '                counts["ppo/skipped"] += 1\n', "a skipped minibatch still moves the weights through Adam"),
+    Mutation("ppo.py", 'skip = not finite or record["ppo/policy/ratio_mean"] > config.ratio_threshold',
+             'skip = record["ppo/policy/ratio_mean"] > config.ratio_threshold', "a NaN loss is stepped on"),
+    Mutation("ppo.py", 'skip = not finite or record["ppo/policy/ratio_mean"] > config.ratio_threshold', "skip = not finite",
              "no ratio threshold"),
     Mutation("ppo.py", "            if stop:                                                    # before",
-             "            if stop and self.optimizer.step() is None:                  # before", "early stopping after the step"),
-    Mutation("ppo.py", "                    torch.nn.utils.clip_grads_with_norm_(self.parameters, config.max_grad_norm, grad_norm)\n"
-             "                self.optimizer.step()\n",
-             "                    self.optimizer.step()\n"
+             "            if stop and self.optimizer.step() is None:                  # before",
+             "early stopping after the step"),
+    Mutation("ppo.py",
+             "                    torch.nn.utils.clip_grads_with_norm_(self.parameters, config.max_grad_norm, grad_norm)\n"
+             "                self.optimizer.step()\n", "                    self.optimizer.step()\n"
              "                    torch.nn.utils.clip_grads_with_norm_(self.parameters, config.max_grad_norm, grad_norm)\n"
              "                else:\n                    self.optimizer.step()\n", "max_grad_norm after the step"),
     Mutation("ppo.py", "            self.optimizer.zero_grad()\n", "\n", "gradients of earlier minibatches stay"),
@@ -150,16 +164,19 @@ MUTATIONS = [
              "order = torch.randperm(len(lengths)).tolist()", "shuffled by torch's global generator"),
     Mutation("ppo.py", "for i in range(0, len(order), size)]", "for i in range(0, len(order) - size + 1, size)]",
              "the last, smaller minibatch is dropped"),
-    Mutation("ppo.py", "kwargs.setdefault(\"generator\", self.generator)", "kwargs.setdefault(\"generator\", None)",
+    Mutation("ppo.py", 'kwargs.setdefault("generator", self.generator)', 'kwargs.setdefault("generator", None)',
              "sampling by torch's global generator"),
     Mutation("ppo.py", "order = torch.randperm(len(lengths), generator=self.generator).tolist()",
-             "order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0)).tolist()", "every epoch in the same order"),
+             "order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0)).tolist()",
+             "every epoch in the same order"),
     Mutation("ppo.py", "self.temperature, entropy_grad=", "1.0, entropy_grad=", "temperature missing in the update"),
     Mutation("ppo.py", "ppo_loss(new.logprobs, new.values, logprobs, values, A, G,",
-             "ppo_loss(new.logprobs, new.values, logprobs, values, masked_whiten(A, new.mask), G,", "advantages whitened in every micro-batch again"),
-    Mutation("ppo.py", "record[\"ppo/policy/approxkl\"] > 1.5 * config.target_kl", "record[\"ppo/policy/approxkl\"] > config.target_kl",
-             "early stopping at the target already"),
-    Mutation("ppo.py", "[record for record, applied in history if applied] or", "[] or", "statistics of skipped minibatches in the means"),
+             "ppo_loss(new.logprobs, new.values, logprobs, values, masked_whiten(A, new.mask), G,",
+             "advantages whitened in every micro-batch again"),
+    Mutation("ppo.py", 'record["ppo/policy/approxkl"] > 1.5 * config.target_kl',
+             'record["ppo/policy/approxkl"] > config.target_kl', "early stopping at the target already"),
+    Mutation("ppo.py", "[record for record, applied in history if applied] or", "[] or",
+             "statistics of skipped minibatches in the means"),
 
     # --- reference, temperature, scores, controller
     Mutation("ppo.py", "reference = evaluate_responses(self.ref_model, q, r, self.temperature)",
@@ -170,110 +187,135 @@ MUTATIONS = [
              "policy = evaluate_responses(self.model, q, r)", "temperature missing in the rollout"),
     Mutation("ppo.py", "response_kl(self.model, self.ref_model, q, r, self.temperature)",
              "response_kl(self.model, self.ref_model, q, r)", "temperature missing in the exact KL"),
-    Mutation("ppo.py", "columns[\"values\"][index, :width] = policy.values.detach()", "columns[\"values\"][:len(rows), :width] = policy.values.detach()",
-             "values of a micro-batch land in other rows"),
+    Mutation("ppo.py", 'columns["values"][index, :width] = policy.values.detach()',
+             'columns["values"][:len(rows), :width] = policy.values.detach()', "values of a micro-batch land in other rows"),
     Mutation("ppo.py", "scores[(i,) if scores.dim() == 1 else (i, len(response) - 1)] -= config.missing_eos_penalty",
-             "scores[(i,) if scores.dim() == 1 else (i, len(response) - 1)] += config.missing_eos_penalty", "a missing EOS is rewarded"),
+             "scores[(i,) if scores.dim() == 1 else (i, len(response) - 1)] += config.missing_eos_penalty",
+             "a missing EOS is rewarded"),
     Mutation("ppo.py", "self.mean += delta * n / total", "self.mean += delta / total", "running mean forgets the batch's size"),
-    Mutation("ppo.py", " + delta**2 * self.count * n / total) / total", ") / total", "running variance forgets the distance of the means"),
-    Mutation("ppo.py", "/ max(1.0, self.count - 1)", "/ max(1.0, self.count)", "running deviation with n in the place of n - 1"),
-    Mutation("ppo.py", "scores.clamp(-config.score_clip, config.score_clip)", "scores.clamp(max=config.score_clip)", "low scores not clipped"),
+    Mutation("ppo.py", " + delta**2 * self.count * n / total) / total", ") / total",
+             "running variance forgets the distance of the means"),
+    Mutation("ppo.py", "/ max(1.0, self.count - 1)", "/ max(1.0, self.count)",
+             "running deviation with n in the place of n - 1"),
+    Mutation("ppo.py", "scores.clamp(-config.score_clip, config.score_clip)", "scores.clamp(max=config.score_clip)",
+             "low scores not clipped"),
     Mutation("ppo.py", "error = min(max(kl / self.target - 1, -0.2), 0.2)", "error = min(max(1 - kl / self.target, -0.2), 0.2)",
              "controller with the wrong sign"),
-    Mutation("ppo.py", "error = min(max(kl / self.target - 1, -0.2), 0.2)", "error = kl / self.target - 1", "controller without its limit"),
+    Mutation("ppo.py", "error = min(max(kl / self.target - 1, -0.2), 0.2)", "error = kl / self.target - 1",
+             "controller without its limit"),
     Mutation("ppo.py", "1 + error * n_steps / self.horizon", "1 + error / self.horizon", "controller forgets the batch size"),
-    Mutation("ppo.py", "self.kl_controller.update(stats[\"objective/kl\"], len(queries))",
-             "self.kl_controller.update(stats[\"objective/kl\"], config.batch_size)", "controller counts another number of responses"),
+    Mutation("ppo.py", 'self.kl_controller.update(stats["objective/kl"], len(queries))',
+             'self.kl_controller.update(stats["objective/kl"], config.batch_size)',
+             "controller counts another number of responses"),
     Mutation("ppo.py", "kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, 0.0).sum(1)",
              "kl = torch.where(mask, rollout.logprobs - rollout.ref_logprobs, 0.0).mean(1)", "KL per token, not per response"),
     Mutation("ppo.py", "            self.lr_scheduler.step()\n", "            pass\n", "the schedule stands still"),
     Mutation("ppo.py", "        if config.use_score_scaling:\n            if", "        if config.score_clip is not None:\n"
-             "            scores = scores.clamp(-config.score_clip, config.score_clip)\n        if config.use_score_scaling:\n            if",
-             "scores clipped before they are scaled"),
+             "            scores = scores.clamp(-config.score_clip, config.score_clip)\n        if config.use_score_scaling:\n"
+             "            if", "scores clipped before they are scaled"),
     Mutation("ppo.py", "(i, len(response) - 1)] -=", "(i, -1)] -=", "the penalty for a missing EOS falls on padding"),
-    Mutation("ppo.py", "        if kwargs.get(\"do_sample\", True):\n", "        if True:\n", "a greedy look at the model changes how step scores"),
-    Mutation("ppo.py", "+ non_score_reward.sum(1)).mean(),", "- non_score_reward.sum(1)).mean(),", "score_total adds the KL penalty with the wrong sign"),
-    Mutation("ppo.py", "= 1 - stats[\"ppo/val/error\"] / variance", "= stats[\"ppo/val/error\"] / variance", "unexplained called explained variance"),
+    Mutation("ppo.py", '        if kwargs.get("do_sample", True):\n', "        if True:\n",
+             "a greedy look at the model changes how step scores"),
+    Mutation("ppo.py", "+ non_score_reward.sum(1)).mean(),", "- non_score_reward.sum(1)).mean(),",
+             "score_total adds the KL penalty with the wrong sign"),
+    Mutation("ppo.py", '= 1 - stats["ppo/val/error"] / variance', '= stats["ppo/val/error"] / variance',
+             "unexplained called explained variance"),
 
     # --- alignment, value head, reference copy
-    Mutation("policy.py", "(predicts.flatten().nonzero().squeeze(-1), torch", "(predicts.flatten().nonzero().squeeze(-1).sub(1).clamp(min=0), torch",
-             "each token read one position too early"),
+    Mutation("policy.py", "(predicts.flatten().nonzero().squeeze(-1), torch",
+             "(predicts.flatten().nonzero().squeeze(-1).sub(1).clamp(min=0), torch", "each token read one position too early"),
     Mutation("policy.py", "predicts = fed & (columns >= Q - 1)", "predicts = fed.roll(1, 1) & (columns >= Q)",
              "each token read at its own position, where the model has seen it"),
-    Mutation("policy.py", "response[:-1] for response in responses", "response[1:] for response in responses", "responses fed without their first token"),
-    Mutation("policy.py", "tokens[in_query] = torch.cat(queries)", "tokens[in_query] = torch.cat([query.flip(0) for query in queries])",
-             "queries fed backwards"),
-    Mutation("policy.py", "values = model.v_head(hidden).squeeze(-1)  ", "values = model.v_head(hidden.roll(-1, 0)).squeeze(-1)  ",
-             "values of the state after the token"),
+    Mutation("policy.py", "response[:-1] for response in responses", "response[1:] for response in responses",
+             "responses fed without their first token"),
+    Mutation("policy.py", "tokens[in_query] = torch.cat(queries)",
+             "tokens[in_query] = torch.cat([query.flip(0) for query in queries])", "queries fed backwards"),
+    Mutation("policy.py", "values = model.v_head(hidden).squeeze(-1)  ",
+             "values = model.v_head(hidden.roll(-1, 0)).squeeze(-1)  ", "values of the state after the token"),
     Mutation("policy.py", "values = model.v_head(hidden).squeeze(-1)  ", "values = model.v_head(hidden.detach()).squeeze(-1)  ",
              "value loss cut off from the trunk"),
-    Mutation("policy.py", "logits = transformer.head(hidden) / temperature", "logits = transformer.head(hidden)", "temperature missing in scoring"),
-    Mutation("policy.py", "log_q = (reference.transformer.head(ref_h) / temperature)", "log_q = (reference.transformer.head(ref_h))",
-             "exact KL against a reference of another temperature"),
-    Mutation("policy.py", "kl.append((log_p.exp() * (log_p - log_q)).sum(-1))", "kl.append((log_q.exp() * (log_q - log_p)).sum(-1))",
-             "exact KL the other way round"),
+    Mutation("policy.py", "logits = transformer.head(hidden) / temperature", "logits = transformer.head(hidden)",
+             "temperature missing in scoring"),
+    Mutation("policy.py", "log_q = (reference.transformer.head(ref_h) / temperature)",
+             "log_q = (reference.transformer.head(ref_h))", "exact KL against a reference of another temperature"),
+    Mutation("policy.py", "kl.append((log_p.exp() * (log_p - log_q)).sum(-1))",
+             "kl.append((log_q.exp() * (log_q - log_p)).sum(-1))", "exact KL the other way round"),
     Mutation("policy.py", "entropy = normaliser - (", "entropy = (", "entropy without the normaliser"),
-    Mutation("policy.py", "reference = copy.deepcopy(model).eval().requires_grad_(False)", "reference = copy.copy(model).eval()",
-             "the reference shares the policy's weights"),
-    Mutation("policy.py", "reference = copy.deepcopy(model).eval().requires_grad_(False)", "reference = copy.deepcopy(model).eval()",
-             "the reference can be trained"),
+    Mutation("policy.py", "reference = copy.deepcopy(model).eval().requires_grad_(False)",
+             "reference = copy.copy(model).eval()", "the reference shares the policy's weights"),
+    Mutation("policy.py", "reference = copy.deepcopy(model).eval().requires_grad_(False)",
+             "reference = copy.deepcopy(model).eval()", "the reference can be trained"),
     Mutation("policy.py", "        nn.init.zeros_(self.v_head.weight)\n", "", "a value head that starts with noise"),
-    Mutation("policy.py", "if len(query) + len(response) > model.config.n_positions:", "if len(response) > model.config.n_positions:",
-             "sequences longer than n_positions reach the model"),
-    Mutation("policy.py", "if len(query) + len(response) > model.config.n_positions:", "if len(query) + len(response) >= model.config.n_positions:",
-             "the last position refused"),
+    Mutation("policy.py", "if len(query) + len(response) > model.config.n_positions:",
+             "if len(response) > model.config.n_positions:", "sequences longer than n_positions reach the model"),
+    Mutation("policy.py", "if len(query) + len(response) > model.config.n_positions:",
+             "if len(query) + len(response) >= model.config.n_positions:", "the last position refused"),
 
     # --- sampling
-    Mutation("generation.py", "row.index(eos_token_id) + 1 if eos_token_id in row", "row.index(eos_token_id) if eos_token_id in row",
-             "EOS dropped from the response"),
-    Mutation("generation.py", "ends = [min(end, limit) for end, limit in zip(ends, limits)]\n", "\n", "a row's own length limit ignored"),
+    Mutation("generation.py", "row.index(eos_token_id) + 1 if eos_token_id in row",
+             "row.index(eos_token_id) if eos_token_id in row", "EOS dropped from the response"),
+    Mutation("generation.py", "ends = [min(end, limit) for end, limit in zip(ends, limits)]\n", "\n",
+             "a row's own length limit ignored"),
     Mutation("generation.py", "self.pos.copy_(lengths - 1)", "self.pos.copy_(lengths)", "cache position off by one"),
-    Mutation("generation.py", "hidden[self.cache.rows, lengths - 1]", "hidden[:, -1]", "first token read at the last padded column"),
+    Mutation("generation.py", "hidden[self.cache.rows, lengths - 1]", "hidden[:, -1]",
+             "first token read at the last padded column"),
     Mutation("generation.py", "self.output == eos).any(1).all()", "self.output == eos).any()", "one finished row ends all"),
     Mutation("generation.py", "j[0] < self.min_new", "j[0] <= self.min_new", "minimum length off by one"),
-    Mutation("generation.py", "logits = logits / self.temperature", "logits = logits * self.temperature", "temperature upside down"),
+    Mutation("generation.py", "logits = logits / self.temperature", "logits = logits * self.temperature",
+             "temperature upside down"),
     Mutation("generation.py", "tail = probs.cumsum(-1) - probs >= self.top_p", "tail = probs.cumsum(-1) >= self.top_p",
              "top-p leaves out the token that fills it"),
     Mutation("generation.py", "uniforms = torch.rand(len(queries), max(limits), generator=generator)",
-             "uniforms = torch.rand(1, max(limits), generator=generator).expand(len(queries), -1)", "all rows draw the same number"),
+             "uniforms = torch.rand(1, max(limits), generator=generator).expand(len(queries), -1)",
+             "all rows draw the same number"),
     Mutation("generation.py", "uniforms = torch.rand(len(queries), max(limits), generator=generator)",
-             "uniforms = torch.rand(len(queries), 1, generator=generator).expand(-1, max(limits))", "all tokens of a row draw the same number"),
+             "uniforms = torch.rand(len(queries), 1, generator=generator).expand(-1, max(limits))",
+             "all tokens of a row draw the same number"),
     Mutation("generation.py", "uniforms = torch.rand(len(queries), max(limits), generator=generator)",
              "uniforms = torch.rand(len(queries), max(limits))", "the seed is ignored"),
-    Mutation("generation.py", "uniform * cdf[:, -1:], right=True)", "uniform * cdf[:, -1:])", "u = 0 chooses a token of probability 0"),
+    Mutation("generation.py", "uniform * cdf[:, -1:], right=True)", "uniform * cdf[:, -1:])",
+             "u = 0 chooses a token of probability 0"),
     Mutation("generation.py", "    torch._foreach_copy_(list(twin.h.parameters()), masters)\n", "",
              "sampling in bf16 from the weights of the first rollout"),
     Mutation("generation.py", "logits < kth", "logits <= kth", "top-k keeps one too few"),
-    Mutation("generation.py", "uniform * cdf[:, -1:]", "uniform", "probabilities that add up to 0.999999 let the last token in"),
+    Mutation("generation.py", "uniform * cdf[:, -1:]", "uniform",
+             "probabilities that add up to 0.999999 let the last token in"),
     Mutation("generation.py", "min_length - len(query)", "min_length", "min_length counted without the query"),
-    Mutation("generation.py", "if len(query) + limit > model.config.n_positions:", "if len(query) + limit >= model.config.n_positions:",
-             "the last position never sampled"),
+    Mutation("generation.py", "if len(query) + limit > model.config.n_positions:",
+             "if len(query) + limit >= model.config.n_positions:", "the last position never sampled"),
 
     # --- GPT-2
-    Mutation("gpt2.py", "approximate=\"tanh\"", "approximate=\"none\"", "exact gelu"),
+    Mutation("gpt2.py", 'approximate="tanh"', 'approximate="none"', "exact gelu"),
     Mutation("gpt2.py", "is_causal=visible is None", "is_causal=False", "prefill and scoring without the causal mask"),
-    Mutation("gpt2.py", "hidden = self.columns > pos[:, None]", "hidden = self.columns >= pos[:, None]", "the newest token does not see itself"),
-    Mutation("gpt2.py", "hidden = self.columns > pos[:, None]", "hidden = self.columns > pos[:, None] + 1", "decoding sees a stale column"),
-    Mutation("gpt2.py", "if pos is None else pos[:, None]", "if pos is None else pos[:, None] - 1", "decoding with the position before"),
+    Mutation("gpt2.py", "hidden = self.columns > pos[:, None]", "hidden = self.columns >= pos[:, None]",
+             "the newest token does not see itself"),
+    Mutation("gpt2.py", "hidden = self.columns > pos[:, None]", "hidden = self.columns > pos[:, None] + 1",
+             "decoding sees a stale column"),
+    Mutation("gpt2.py", "if pos is None else pos[:, None]", "if pos is None else pos[:, None] - 1",
+             "decoding with the position before"),
     Mutation("gpt2.py", "q, k, v = self.c_attn(x)", "k, q, v = self.c_attn(x)", "query and key exchanged"),
-    Mutation("gpt2.py", ".view(B, T, 3, self.n_head, C // self.n_head).unbind(2)", ".view(B, T, self.n_head, 3, C // self.n_head).unbind(3)",
+    Mutation("gpt2.py", ".view(B, T, 3, self.n_head, C // self.n_head).unbind(2)",
+             ".view(B, T, self.n_head, 3, C // self.n_head).unbind(3)",
              "query, key and value interleaved by head, as in GPT-NeoX"),
-    Mutation("gpt2.py", "return x + self.mlp(self.ln_2(x))", "return self.ln_2(x + self.mlp(x))", "layer norm behind the MLP, as in GPT-1"),
+    Mutation("gpt2.py", "return x + self.mlp(self.ln_2(x))", "return self.ln_2(x + self.mlp(x))",
+             "layer norm behind the MLP, as in GPT-1"),
     Mutation("gpt2.py", "return self.ln_f(x.float())", "return x.float()", "no final layer norm"),
     Mutation("gpt2.py", "0.02 / math.sqrt(2 * self.config.n_layer) if", "0.02 if", "residual projections start too large"),
-    Mutation("gpt2.py", "self.ln_1 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)", "self.ln_1 = LayerNorm(config.n_embd)",
-             "layer_norm_epsilon does not arrive"),
+    Mutation("gpt2.py", "self.ln_1 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)",
+             "self.ln_1 = LayerNorm(config.n_embd)", "layer_norm_epsilon does not arrive"),
     Mutation("gpt2.py", "x = x + self.attn(", "x = self.attn(", "no residual connection round the attention"),
 
     # --- checkpoints
-    Mutation("checkpoint.py", "    trainer.generator.set_state(tensors[\"generator\"])\n", "", "sampling starts over after a resume"),
-    Mutation("checkpoint.py", "for name, value in trainer.ref_model.state_dict().items()}", "for name, value in trainer.model.state_dict().items()}",
-             "the reference is the policy after a resume"),
-    Mutation("checkpoint.py", "trainer.kl_controller.value, trainer.steps_done = state[\"kl_coef\"], state[\"steps_done\"]",
-             "trainer.steps_done = state[\"steps_done\"]", "kl_coef starts over after a resume"),
-    Mutation("checkpoint.py", "    vars(trainer.moments).update(state[\"moments\"])\n", "", "the running scale of scores starts over after a resume"),
-    Mutation("checkpoint.py", "trainer.optimizer.load_state_dict({\"state\": slots,", "trainer.optimizer.load_state_dict({\"state\": {},",
-             "Adam's moments are lost in a resume"),
+    Mutation("checkpoint.py", '    trainer.generator.set_state(tensors["generator"])\n', "",
+             "sampling starts over after a resume"),
+    Mutation("checkpoint.py", "for name, value in trainer.ref_model.state_dict().items()}",
+             "for name, value in trainer.model.state_dict().items()}", "the reference is the policy after a resume"),
+    Mutation("checkpoint.py", 'trainer.kl_controller.value, trainer.steps_done = state["kl_coef"], state["steps_done"]',
+             'trainer.steps_done = state["steps_done"]', "kl_coef starts over after a resume"),
+    Mutation("checkpoint.py", '    vars(trainer.moments).update(state["moments"])\n', "",
+             "the running scale of scores starts over after a resume"),
+    Mutation("checkpoint.py", 'trainer.optimizer.load_state_dict({"state": slots,',
+             'trainer.optimizer.load_state_dict({"state": {},', "Adam's moments are lost in a resume"),
     Mutation("checkpoint.py", "if sha256(path) != digest:", "if False:", "a flipped byte goes unnoticed"),
 ]
 
@@ -282,21 +324,20 @@ MUTATIONS = [
 
 def run_tests(copy: Path, files: list[str], seconds: float, show: bool = False) -> tuple[int, str]:
     """pytest on these files of the copy until the first failure: its exit status, and the first test that failed."""
-    files = [f"tests/{name}" for name in files if (copy / "tests" / name).exists()]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *([] if show else ["--tb=no"])]
     try:
-        done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *([] if show else ["--tb=no"]), *files],
-                              cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        done = subprocess.run(command + [f"tests/{name}" for name in files], cwd=copy, env=os.environ | ENVIRONMENT,
                               capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return -1, f"no result within {seconds:.0f} s"
     if show:
         print(done.stdout, done.stderr)
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.M)
     return done.returncode, failed[1] if failed else done.stdout.strip().rpartition("\n")[2]
 
 
 def check(mutation: Mutation, copy: Path, show: bool) -> tuple[bool, str]:
-    """Whether a test fails (pytest's status 1) on the broken copy, and which; the copy is whole again afterwards."""
+    """Whether a test notices the break (pytest's status 1), and in words; the copy is whole again afterwards."""
     path = copy / "minippo" / mutation.file
     source = path.read_text(encoding="utf-8")
     if source.count(mutation.old) != 1:
@@ -306,7 +347,9 @@ def check(mutation: Mutation, copy: Path, show: bool) -> tuple[bool, str]:
         status, text = run_tests(copy, TESTS[mutation.file], SECONDS, show)
     finally:
         path.write_text(source, encoding="utf-8")
-    return status == 1, text if status == 1 else "SURVIVED" if status == 0 else f"NO VERDICT (pytest's status {status}), {text}"
+    if status == 1:
+        return True, f"caught by {text}"
+    return False, "SURVIVED" if status == 0 else f"NO VERDICT (pytest's status {status}), {text}"
 
 
 def main() -> int:
@@ -328,7 +371,7 @@ def main() -> int:
         for number, mutation in chosen:
             caught, text = check(mutation, copy, show=len(chosen) == 1)
             left += not caught
-            print(f"{number:3}  {mutation.file:13} {mutation.breaks}\n     {'' if not caught else 'caught by '}{text}", flush=True)
+            print(f"{number:3}  {mutation.file:13} {mutation.breaks}\n     {text}", flush=True)
     print(f"{len(chosen) - left} of {len(chosen)} breaks caught, {left} not, {time.monotonic() - start:.0f} s")
     return 1 if left or not chosen else 0
 

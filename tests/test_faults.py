@@ -19,8 +19,10 @@ from minippo.checkpoint import verify_folder
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
 from minippo.run import newest_checkpoint
+from minippo.safetensors import read_safetensors, write_safetensors
 from minippo.tokenizer import EOS, train_bpe
 from test_run import forked, start, status_of, write_model
+from test_safetensors import hostile_pickle
 
 QUERIES, RESPONSES = make_ragged([3, 9, 1, 5]), make_ragged([4, 1, 7, 7], seed=1)
 
@@ -179,7 +181,7 @@ def test_a_disk_that_holds_one_checkpoint_but_not_two(tmp_path):
     assert status == 0
 
 
-# --- links and types of files (rows 26 and 34) ----------------------------------------------------
+# --- files that are not what they should be (rows 25, 26 and 34) ----------------------------------
 
 def test_links_that_lead_nowhere_are_passed_over_or_named(base, tmp_path, capsys):
     out = tmp_path / "run"
@@ -196,6 +198,30 @@ def test_links_that_lead_nowhere_are_passed_over_or_named(base, tmp_path, capsys
     (model / "model.safetensors").symlink_to("model.safetensors")
     with pytest.raises(FileNotFoundError, match="model.safetensors .a broken link to model.safetensors"):
         GPT2WithValueHead.from_pretrained(str(model), device="cpu")
+
+
+def test_a_pickle_in_place_of_weights_is_refused_and_never_read(base, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_bytes((base / "model" / "config.json").read_bytes())
+    (model / "pytorch_model.bin").write_bytes(hostile_pickle(tmp_path / "touched"))
+    with pytest.raises(FileNotFoundError, match="lacks model.safetensors; it holds config.json, pytorch_model.bin"):
+        GPT2WithValueHead.from_pretrained(str(model), device="cpu")
+    with pytest.raises(FileNotFoundError, match="is a file: expected a folder with .*model.safetensors"):
+        GPT2WithValueHead.from_pretrained(str(model / "pytorch_model.bin"), device="cpu")
+    os.rename(model / "pytorch_model.bin", model / "model.safetensors")
+    with pytest.raises(ValueError, match="never unpickles"):
+        GPT2WithValueHead.from_pretrained(str(model), device="cpu")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_doubles_are_not_rounded_in_silence(tmp_path):
+    policy = make_policy(n_layer=1)
+    policy.save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    write_safetensors(path, read_safetensors(path) | {"transformer.ln_f.bias": torch.zeros(32, dtype=torch.float64)})
+    with pytest.raises(ValueError, match="transformer.ln_f.bias is torch.float64, expected one of float32, float16, bfloat16"):
+        GPT2WithValueHead.from_pretrained(str(tmp_path / "model"), device="cpu")
 
 
 # --- prompts and lengths, through a whole step (rows 44 and 45) -----------------------------------

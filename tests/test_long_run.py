@@ -16,11 +16,9 @@ import pytest
 import torch
 
 from conftest import make_policy, make_ragged
-from minippo.gpt2 import GPT2Config
-from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
 from minippo.run import RunConfig, train
-from minippo.tokenizer import train_bpe
+from test_run import write_model
 
 
 def memory() -> int:
@@ -59,23 +57,17 @@ def test_sixty_updates_use_no_more_than_the_first_twenty():
     assert statistics.median(seconds[40:60]) < 1.5 * statistics.median(seconds[20:40])
 
 
-REVIEWS = ["the film is a joy", "the film is a bore", "this story is dull and long", "a dog and a boat", "it is fun"]
-
-
 @needs_proc
-@pytest.mark.skipif(not os.environ.get("MINIPPO_SLOW"), reason="set MINIPPO_SLOW=1 for a run of a thousand updates (two minutes)")
+@pytest.mark.skipif(not os.environ.get("MINIPPO_SLOW"), reason="a thousand updates, two minutes: set MINIPPO_SLOW=1")
 def test_a_thousand_updates_with_all_that_a_run_writes(tmp_path, monkeypatch):
     """Metrics, samples with traces, reports and checkpoints every ten updates.
 
     Memory: a report reads all metrics whenever it is written, about 9 MB at 1000 updates (measured), which the allocator keeps;
-    hence 16 MB from update 200 on. Between reports nothing is left: no tensor, less than one object an update.
-    Files: the logs grow by 2 kB an update. All else has a size of its own: two checkpoints, and a report of at most 600 points
-    a curve and 60 updates a trace.
+    hence 16 MB from update 200 on. Between reports nothing is left: no tensor, less than 3 objects an update, of which 2 are
+    numbers that this test keeps. Files: the logs grow by 2 kB an update. All else has a size of its own: two checkpoints, and a
+    report of at most 600 points a curve and 60 updates a trace.
     """
-    tokenizer = train_bpe(REVIEWS * 3, 290)
-    config = GPT2Config(tokenizer.vocab_size, n_positions=16, n_embd=16, n_layer=1, n_head=2, eos_token_id=tokenizer.eos_token_id)
-    GPT2WithValueHead(config, generator=torch.Generator().manual_seed(0)).save_pretrained(tmp_path / "model", tokenizer)
-    (tmp_path / "prompts.txt").write_text("\n".join(REVIEWS))
+    write_model(tmp_path)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)                              # thousands, and not the subject
     used, counts, folders, report_bytes, out = [], [], [], [], tmp_path / "run"
 
@@ -87,8 +79,8 @@ def test_a_thousand_updates_with_all_that_a_run_writes(tmp_path, monkeypatch):
         report_bytes.append((out / "report.html").stat().st_size if (out / "report.html").exists() else 0)
         return [float(len(response)) for response in responses]
 
-    run = RunConfig(str(tmp_path / "model"), str(tmp_path / "prompts.txt"), "length", str(out), steps=1000, max_new_tokens=(2, 5),
-                    quiet=True, device="cpu")
+    run = RunConfig(str(tmp_path / "model"), str(tmp_path / "prompts.txt"), "length", str(out), steps=1000,
+                    max_new_tokens=(2, 5), quiet=True, device="cpu")
     train(run, PPOConfig(batch_size=4, mini_batch_size=2, ppo_epochs=2, learning_rate=1e-4), score_fn=score)
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(1, 1001))
@@ -96,7 +88,7 @@ def test_a_thousand_updates_with_all_that_a_run_writes(tmp_path, monkeypatch):
 
     assert max(used[200:]) - max(used[100:200]) < 16e6
     tensors, blocks, _ = (after - before for before, after in zip(*counts))
-    assert tensors == 0 and blocks < 800
+    assert tensors == 0 and blocks < 3 * 800
     assert max(folders) == 2 and max(report_bytes) < 1.2 * report_bytes[700]
     early, late = ([line["seconds"] for line in part] for part in (metrics[100:300], metrics[800:]))
     assert statistics.median(late) < 1.5 * statistics.median(early)
