@@ -29,10 +29,10 @@ from minippo.safetensors import read_safetensors, write_safetensors
 QUERIES = make_ragged([3, 9, 1, 5] * 4, vocab_size=301)
 
 
-def build(seed: int = 0, adam_eps: float = 1e-5, device: str = "cpu", dtype: torch.dtype | None = torch.float32) -> PPOTrainer:
+def build(seed: int = 0, adam_eps: float = 1e-5) -> PPOTrainer:
     """Large enough that torch divides the work among threads."""
-    policy = make_policy(vocab_size=301, n_embd=64, dtype=dtype).to(device)
-    return PPOTrainer(PPOConfig(learning_rate=1e-3, mini_batch_size=8, ppo_epochs=2, adam_eps=adam_eps, seed=seed), policy)
+    config = PPOConfig(learning_rate=1e-3, mini_batch_size=8, ppo_epochs=2, adam_eps=adam_eps, seed=seed)
+    return PPOTrainer(config, make_policy(vocab_size=301, n_embd=64))
 
 
 def updates(trainer: PPOTrainer, between=lambda: None) -> tuple[list, dict[str, torch.Tensor]]:
@@ -43,9 +43,9 @@ def updates(trainer: PPOTrainer, between=lambda: None) -> tuple[list, dict[str, 
         samples += [response.tolist() for response in responses]
         between()
         trainer.step(QUERIES, responses, [float(response.sum() % 7) for response in responses])
-    state = {f"{name}.{key}": value.cpu().clone() for (name, _), slot in
-             zip(trainer.model.named_parameters(), trainer.optimizer.state_dict()["state"].values()) for key, value in slot.items()}
-    return samples, state | {name: p.detach().cpu().clone() for name, p in trainer.model.named_parameters()}
+    slots = trainer.optimizer.state_dict()["state"]
+    moments = {f"{i}.{key}": value.clone() for i, slot in slots.items() for key, value in slot.items()}
+    return samples, moments | {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 
 def same(a: dict, b: dict) -> bool:

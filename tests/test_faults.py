@@ -1,4 +1,4 @@
-"""Rows of the fault matrix (FAULTS.md) that no other file tests: real limits, real signals, and a whole PPO step on odd inputs."""
+"""Rows of FAULTS.md that no other file tests: real limits, real signals, and a whole PPO step on odd inputs."""
 
 import ctypes
 import json
@@ -111,13 +111,13 @@ def test_a_process_without_memory_says_what_to_do_and_leaves_the_checkpoint(base
 
     def child():
         try:
-            start(base, out, steps=2, lr_schedule="constant", batch_size=2048, mini_batch_size=2048, max_new_tokens=5, score_fn=score,
-                  resume=True, allow_config_change=True, save_every=10)
+            start(base, out, steps=2, lr_schedule="constant", batch_size=2048, mini_batch_size=2048, max_new_tokens=5,
+                  score_fn=score, resume=True, allow_config_change=True, save_every=10)
         except MemoryError as error:
             message.write_text(str(error))
     assert status_of(forked(child)) == 0
-    for words in ("update 2: out of memory (", "checkpoint-000001", "mini_batch_size", "max_new_tokens", "gradient_checkpointing"):
-        assert words in message.read_text()
+    advice = ("mini_batch_size", "max_new_tokens", "gradient_checkpointing")
+    assert all(words in message.read_text() for words in ("update 2: out of memory (", "checkpoint-000001", *advice))
     assert verify_folder(newest_checkpoint(out))["step"] == 1
 
 
@@ -247,8 +247,9 @@ def test_strange_prompts_train(text):
     assert torch.equal(alone[0], together[0])
 
 
-@pytest.mark.parametrize("text, message", [("", r"queries\[1\]: expected a non-empty"), ("x" * 1_000_000, r"queries\[1\] .*64 positions")],
-                         ids=["empty", "a million characters"])
+@pytest.mark.parametrize("text, message", [
+    ("", r"queries\[1\]: expected a non-empty"), ("x" * 1_000_000, r"queries\[1\] .*64 positions")],
+    ids=["empty", "a million characters"])
 def test_impossible_prompts_are_named_before_anything_is_drawn(text, message):
     trainer = trainer_for_texts()
     before = trainer.generator.get_state()
@@ -261,8 +262,8 @@ def test_impossible_prompts_are_named_before_anything_is_drawn(text, message):
 def test_eos_at_once_no_eos_and_the_last_position_in_one_batch():
     """A model that says EOS (2) after token 3 and otherwise never; 8 positions, and the longest row fills them all.
 
-    Hidden states are the final layer norm of wte + wpe, blocks and wpe being 0. With wte rows (1, -1), (-1, 1) times 5 the layer norm
-    gives +-(1, -1), so that tokens of one kind follow each other: 3 is followed by 2, and 0 and 1 follow each other.
+    Blocks and wpe are 0, so hidden states are the final layer norm of wte alone: (1, -1) after tokens 0 and 1, (-1, 1) after 2
+    and 3. The logits are wte times that, 10 40 -40 -10 and the opposite: 0 and 1 are followed by 1, and 2 and 3 by 2.
     """
     policy = make_policy(vocab_size=4, n_positions=8, n_embd=2, n_head=1, n_layer=1)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Numbers for the breaks of tests/mutations.py that no other test noticed; each docstring says which and why the others passed."""
+"""Numbers for the breaks of tests/mutations.py that no other test noticed."""
 
 import pytest
 import torch
@@ -19,18 +19,19 @@ def policy_with_logits(*logits: float) -> GPT2WithValueHead:
     """
     model = make_policy(vocab_size=len(logits), n_embd=8, n_layer=1, n_head=2, n_positions=8)
     with torch.no_grad():
-        for parameter in (model.transformer.ln_f.weight, model.transformer.ln_f.bias, model.transformer.wte.weight, model.v_head.weight):
+        gpt2 = model.transformer
+        for parameter in (gpt2.ln_f.weight, gpt2.ln_f.bias, gpt2.wte.weight, model.v_head.weight):
             parameter.zero_()
-        model.transformer.ln_f.bias[0] = 1.0
-        model.transformer.wte.weight[:, 0] = torch.tensor(logits)
+        gpt2.ln_f.bias[0] = 1.0
+        gpt2.wte.weight[:, 0] = torch.tensor(logits)
     return model
 
 
 def test_reward_whitening_counts_real_tokens_and_keeps_the_mean():
-    """Two responses of 2 tokens and 1, scores 3 and 0, no KL: the rewards are 0 3 | 0, their mean 1, their variance (1 + 4 + 1) / 2.
+    """Two responses of 2 tokens and 1, scores 3 and 0, no KL: rewards 0 3 | 0 with mean 1 and variance (1 + 4 + 1) / 2 = 3.
 
-    Whitened with their mean kept they are 1 - 1/sqrt(3), 1 + 2/sqrt(3) | 1 - 1/sqrt(3). With values 0, gamma 1 and lam 1 the returns are
-    their sums from the right, and 3 means of those: (.42265 + 2.15470) + 2.15470 + .42265 over 3 = 1.71823.
+    Whitened with their mean kept they are 1 - 1/sqrt(3), 1 + 2/sqrt(3) | 1 - 1/sqrt(3). With values 0, gamma 1 and lam 1 the
+    returns are their sums from the right, on average ((.42265 + 2.15470) + 2.15470 + .42265) / 3 = 1.71823.
     masked_whiten itself is tested in test_ppo.py, but not what step() hands to it.
     """
     trainer = PPOTrainer(PPOConfig(whiten_rewards=True, lam=1.0), policy_with_logits(0.0, 0.0, 0.0))
@@ -44,8 +45,8 @@ def test_the_temperature_divides_the_logits_of_policy_and_reference(kind, kl):
 
         log p = 6 - log(1 + e^4 + e^6) = -.129109,   log q = 0 - log(2 + e^2) = -2.239545,
 
-    their difference is 2.110436, and the exact KL, over all three tokens, 1.621592. With a reference scored at temperature 1, log q
-    is -1.551445. Where policy and reference are equal, as in a first step, one temperature is as good as another.
+    their difference is 2.110436, and the exact KL, over all three tokens, 1.621592. With a reference scored at temperature 1,
+    log q is -1.551445. Where policy and reference are equal, as in a first step, one temperature is as good as another.
     The KL penalty, -.2 times the KL, also comes off the score of 1.5 in score_total.
     """
     reference = policy_with_logits(0.0, 1.0, 0.0)
@@ -131,18 +132,21 @@ def test_scores_are_clipped_after_they_are_scaled():
 
 
 def test_the_penalty_for_a_missing_eos_falls_on_the_last_real_token():
-    """Rewards 1 | 0 0 by token; the first response lacks EOS and loses 2. With values 0 and lam 1 the returns are -1 | 0 0, on average
-    -1/3. On the padding of the first row the penalty would still be in the sum of its scores, but teach nothing."""
+    """Rewards 1 | 0 0 by token; the first response lacks EOS and loses 2. With values 0 and lam 1 the returns are -1 | 0 0.
+
+    Their mean is -1/3. On padding the penalty would still be in the sum of the scores, but teach nothing.
+    """
     trainer = PPOTrainer(PPOConfig(missing_eos_penalty=2.0, lam=1.0), policy_with_logits(0.0, 0.0, 0.0))
     trainer.eos_token_id = 2
-    stats = trainer.step([torch.tensor([0])] * 2, [torch.tensor([1]), torch.tensor([1, 2])], [torch.tensor([1.0]), torch.zeros(2)])
+    responses = [torch.tensor([1]), torch.tensor([1, 2])]
+    stats = trainer.step([torch.tensor([0])] * 2, responses, [torch.tensor([1.0]), torch.zeros(2)])
     assert stats["ppo/returns/mean"] == pytest.approx(-1 / 3, abs=1e-6)
 
 
 # --- sampling and model ---------------------------------------------------------------------------
 
 def test_probabilities_that_add_up_to_less_than_one_do_not_reach_the_last_token():
-    """Rounded probabilities may add up to 1 - 2e-7, less than the largest uniform number, 1 - 2^-24; the last token has none at all."""
+    """Rounded, they may add up to 1 - 2e-7, less than the largest uniform number, 1 - 2^-24. The last token here has none."""
     uniform, found = torch.tensor([[1 - 2.0**-24]]), 0
     for seed in range(300):
         logits = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))

@@ -208,7 +208,7 @@ DETAIL_TABLE = {
                         lambda toy: (annealed(toy),)),
     "score normalisation": Detail("in the score function; `RewardModel.normalize`", "mean 0 and std 1 on 256 reference samples",
                                   "train_reward.py", lambda toy: (*setting()(toy), normalised(toy))),
-    "truncate and penalise": Detail("in the score function", "score up to the first full stop, -1 without one", "lm_tasks.py",
+    "truncate and penalise": Detail("in the score function; in a run `truncate_at=\".\"`", "score up to the first full stop, -1 without one", "lm_tasks.py",
                                     lambda toy: (*setting()(toy), truncate_and_penalise)),
     "gradient clipping": Detail("`max_grad_norm=0.5`", "bounds the norm at every step", "not in it", setting(max_grad_norm=0.5)),
 }
