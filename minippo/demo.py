@@ -19,8 +19,8 @@ import time
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
+from statistics import fmean
 from textwrap import wrap
-from typing import NamedTuple
 
 import torch
 
@@ -31,7 +31,7 @@ from .policy import GPT2WithValueHead, response_logprobs
 from .ppo import PPOConfig
 from .pretrain import PretrainConfig, pretrain
 from .reward_model import RewardModel, RewardModelConfig, train_on_pairs
-from .run import Result, RunConfig, lock, pick_device, pick_dtype, train, write_whole
+from .run import Result, RunConfig, lock, pick_device, pick_dtype, say, train, write_whole
 from .tokenizer import load_tokenizer, train_bpe
 
 RESPONSE_TOKENS = 32        # limit of a response; most reviews end by themselves before it
@@ -45,8 +45,9 @@ class DemoConfig:
     out: str = "runs/demo"          # folder to write; a demo that was stopped continues there
     seed: int = 0                   # of everything that is drawn at random
     width: int = 128                # of the tiny GPT-2 (n_embd), a multiple of 32; 128 gives it half a million weights
-    pretrain_steps: int = 600       # optimizer steps of stage 1, of 16 rows of reviews each
-    pairs: int = 3000               # preferences that the reward model learns from; fewer make it easier to fool
+    reviews: int = 8000             # texts that it learns to write from
+    pretrain_steps: int = 600       # optimizer steps that this takes, of 16 reviews each
+    pairs: int = 4000               # preferences that the reward model learns from; with fewer it is easier to fool
     steps: int = 40                 # updates of PPO
     batch_size: int = 64            # responses per update
     kl_coef: float = 0.15           # weight of the KL penalty; 0 shows what it is good for
@@ -54,7 +55,7 @@ class DemoConfig:
     dtype: str | None = None        # of the blocks: float32, bfloat16, float16; none: bfloat16 on a GPU that has it
 
     def __post_init__(self):
-        for name in ("width", "pretrain_steps", "pairs", "steps", "batch_size"):
+        for name in ("width", "reviews", "pretrain_steps", "pairs", "steps", "batch_size"):
             value, unit = getattr(self, name), 32 if name == "width" else 1
             if type(value) is not int or value < unit or value % unit:
                 raise ValueError(f"DemoConfig: {name} must be a positive multiple of {unit}, got {value!r}")
@@ -74,26 +75,26 @@ def check_folder(config: DemoConfig, out: Path) -> dict:
     return settings
 
 
-# --- the three stages: each leaves a folder, and a folder that is there already is taken as it is ---------------------
+# --- the three stages -------------------------------------------------------------------------------------------------
 
-def make_writer(config: DemoConfig, folder: Path) -> None:
+def make_writer(config: DemoConfig, out: Path) -> None:
     """Stage 1: a tokenizer and a GPT-2, both learnt from the built-in reviews."""
-    reviews = [review.text for review in make_reviews(8000, seed=4 * config.seed)]
-    tokenizer = train_bpe(reviews, 1280)                        # enough for a token per word: the smallest model learns to spell
+    reviews = [review.text for review in make_reviews(config.reviews, seed=4 * config.seed)]
+    tokenizer = train_bpe(reviews, 1280)                        # a token for every word: this model is too small to spell
     sizes = GPT2Config(tokenizer.vocab_size, 64, config.width, n_layer=2, n_head=config.width // 32)
     model = GPT2WithValueHead(sizes, pick_dtype(config.dtype), torch.Generator().manual_seed(config.seed))
     pretrain(model.transformer.to(pick_device(config.device)), tokenizer, reviews,
              PretrainConfig(config.pretrain_steps, batch_size=16, block_size=40, learning_rate=5e-3, seed=config.seed))
-    model.save_pretrained(str(folder), tokenizer)
+    model.save_pretrained(str(out / "pretrained"), tokenizer)
 
 
-def make_reward_model(config: DemoConfig, writer: Path, folder: Path) -> None:
+def make_reward_model(config: DemoConfig, out: Path) -> None:
     """Stage 2: the writer with another head, trained on preferences."""
-    gpt2 = load_gpt2(str(writer), pick_device(config.device), pick_dtype(config.dtype))
-    model = RewardModel.from_gpt2(gpt2, load_tokenizer(writer), torch.Generator().manual_seed(config.seed))
+    gpt2 = load_gpt2(str(out / "pretrained"), pick_device(config.device), pick_dtype(config.dtype))
+    model = RewardModel.from_gpt2(gpt2, load_tokenizer(out / "pretrained"), torch.Generator().manual_seed(config.seed))
     train_on_pairs(model, preference_pairs(config.pairs, seed=4 * config.seed + 1),
                    RewardModelConfig(learning_rate=1e-3, batch_size=16, seed=config.seed))
-    model.save_pretrained(folder)
+    model.save_pretrained(out / "reward-model")
 
 
 def true_scores(queries: list[str], responses: list[str]) -> list[float]:
@@ -114,77 +115,54 @@ def plan_ppo(config: DemoConfig, out: Path) -> tuple[RunConfig, PPOConfig]:
     return run, ppo
 
 
-def write_prompts(config: DemoConfig, path: Path) -> None:
-    draft = path.with_suffix(".tmp")
+def run_stages(config: DemoConfig, out: Path, run: RunConfig, ppo: PPOConfig) -> Result:
+    """Make what is not there yet; folders appear whole, and the last stage continues by itself."""
+    for make, folder in ((make_writer, out / "pretrained"), (make_reward_model, out / "reward-model")):
+        if folder.exists():
+            say(f"{folder} is there already")
+        else:
+            make(config, out)
+    draft = out / "prompts.tmp"
     draft.write_text("\n".join(review_queries(2000, seed=4 * config.seed + 2)), encoding="utf-8")
-    draft.replace(path)
+    draft.replace(run.prompts)
+    return train(run, ppo, resume=True)
 
 
 # --- before and after -------------------------------------------------------------------------------------------------
 
-class Measured(NamedTuple):
-    """What a policy writes, and how good it is; means over the test openings."""
-    texts: list[str]        # opening and response
-    reward: float           # of the reward model
-    true_score: float       # the share of praise, 0 to 1
-    kl: float               # to the pretrained writer, nats per response
-    distinct: float         # share of different responses
-    distinct_2: float       # share of different pairs of neighbouring words (Li et al. 2016): low for monotonous texts
-
-
 @torch.no_grad()
-def measure(policy: GPT2WithValueHead, writer: GPT2WithValueHead, reward_model: RewardModel, openings: list[str]) -> Measured:
-    """Let `policy` continue the openings, always with the same random numbers."""
+def measure(policy: GPT2WithValueHead, writer: GPT2WithValueHead, reward_model: RewardModel,
+            openings: list[str]) -> tuple[list[str], dict[str, float]]:
+    """Let `policy` continue the openings, always with the same random numbers; returns the texts, and what they are worth."""
     tokenizer = reward_model.tokenizer
     queries = [torch.tensor(tokenizer.encode(opening)) for opening in openings]
     tokens = policy.generate(queries, RESPONSE_TOKENS, eos_token_id=tokenizer.eos_token_id, seed=0)
     logprobs, ref_logprobs = (response_logprobs(model, queries, tokens)[0] for model in (policy, writer))
     responses = [tokenizer.decode(response, skip_special_tokens=True) for response in tokens]
     pairs = [pair for response in responses for pair in zip(response.split(), response.split()[1:])]
-
-    def mean(numbers):
-        return sum(numbers) / len(openings)
-    return Measured([opening + response for opening, response in zip(openings, responses)],
-                    mean(reward_model.score(openings, responses)), mean(true_scores(openings, responses)),
-                    mean((logprobs - ref_logprobs).sum(1).tolist()), len(set(responses)) / len(responses),
-                    len(set(pairs)) / max(1, len(pairs)))
-
-
-def side_by_side(before: Measured, after: Measured) -> str:
-    """Reviews with the same openings in two columns, then the numbers."""
-    lines = [f"{'BEFORE PPO':42}AFTER PPO"]
-    for pair in list(zip(before.texts, after.texts))[:SHOWN]:
-        rows = zip_longest(*(wrap(text, 38) for text in pair), fillvalue="")
-        lines += ["", *(f"{left:42}{right}".rstrip() for left, right in rows)]
-    rows = {"reward, by the reward model": "reward", "true score, by the rule": "true_score", "KL, nats per response": "kl",
-            "different responses": "distinct", "different word pairs": "distinct_2"}
-    lines += ["", f"{f'means of {len(before.texts)} reviews':32}{'before':>8}{'after':>8}"]
-    lines += [f"{title:32}{getattr(before, name):8.2f}{getattr(after, name):8.2f}" for title, name in rows.items()]
-    return "\n".join(lines)
-
-
-def run_stages(config: DemoConfig, out: Path, run: RunConfig, ppo: PPOConfig) -> Result:
-    """Make what is not there yet; the last stage continues by itself."""
-    writer, reward_model = out / "pretrained", out / "reward-model"
-    if writer.exists():
-        print(f"pretraining: {writer} is there already")
-    else:
-        make_writer(config, writer)
-    if reward_model.exists():
-        print(f"reward model: {reward_model} is there already")
-    else:
-        make_reward_model(config, writer, reward_model)
-    write_prompts(config, out / "prompts.txt")
-    return train(run, ppo, resume=True)
+    return [opening + response for opening, response in zip(openings, responses)], {
+        "reward, by the reward model": fmean(reward_model.score(openings, responses)),
+        "true score, by the rule": fmean(true_scores(openings, responses)),
+        "KL, nats per response": (logprobs - ref_logprobs).sum(1).mean().item(),
+        "different responses": len(set(responses)) / len(responses),
+        "different pairs of words": len(set(pairs)) / max(1, len(pairs))}       # low for monotonous texts (Li et al. 2016)
 
 
 def compare(config: DemoConfig, out: Path, policy: Path) -> str:
-    """What the policy writes and what the pretrained writer wrote, to the same openings."""
+    """Before PPO and after it, side by side: reviews with the same openings, then means over many."""
     device, dtype = pick_device(config.device), pick_dtype(config.dtype)
-    before, after = (GPT2WithValueHead.from_pretrained(str(folder), device, dtype) for folder in (out / "pretrained", policy))
+    writer, trained = (GPT2WithValueHead.from_pretrained(str(folder), device, dtype) for folder in (out / "pretrained", policy))
     judge = RewardModel.from_pretrained(out / "reward-model", device, dtype)
     openings = review_queries(TEST_OPENINGS, seed=4 * config.seed + 3)
-    return side_by_side(*(measure(model, before, judge, openings) for model in (before, after)))
+    (old_texts, before), (new_texts, after) = (measure(model, writer, judge, openings) for model in (writer, trained))
+    lines = [f"{'BEFORE PPO':42}AFTER PPO", ""]
+    for pair in list(zip(old_texts, new_texts))[:SHOWN]:
+        printable = ("".join(c if c.isprintable() else "?" for c in text) for text in pair)
+        rows = zip_longest(*(wrap(text, 38) for text in printable), fillvalue="")
+        lines += [*(f"{old:42}{new}".rstrip() for old, new in rows), ""]
+    lines += [f"{f'means of {len(openings)} reviews':32}{'before':>8}{'after':>8}",
+              *(f"{name:32}{before[name]:8.2f}{after[name]:8.2f}" for name in before)]
+    return "\n".join(lines)
 
 
 def run_demo(config: DemoConfig) -> int:
@@ -203,9 +181,9 @@ def run_demo(config: DemoConfig) -> int:
             write_whole(out / "demo.json", settings)
             result = run_stages(config, out, run, ppo)
         if result.status:
-            print("the same command continues from there")
+            say("the same command continues from there")
         else:
-            print(f"\n{compare(config, out, result.checkpoint)}\n\n{time.monotonic() - start:.0f} seconds; "
+            say(f"\n{compare(config, out, result.checkpoint)}\n\n{time.monotonic() - start:.0f} seconds; "
                   f"look at {out / 'ppo' / 'report.html'}")
     finally:
         torch.set_num_threads(threads)
