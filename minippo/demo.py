@@ -41,7 +41,7 @@ SHOWN = 4                   # of them printed
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The size and the strength of the demo; the defaults take about a minute on two CPU cores."""
+    """The size and the strength of the demo; the defaults take about a minute on a CPU."""
     out: str = "runs/demo"          # folder to write; a demo that was stopped continues there
     seed: int = 0                   # of everything that is drawn at random
     width: int = 128                # of the tiny GPT-2 (n_embd), a multiple of 32; 128 gives it half a million weights
@@ -63,7 +63,7 @@ class DemoConfig:
 
 def check_folder(config: DemoConfig, out: Path) -> dict:
     """The settings to note in the folder; ValueError for a folder of other settings, or with other things in it."""
-    settings = {name: value for name, value in asdict(config).items() if name != "out"}
+    settings = asdict(config) | {"out": str(out)}
     if (out / "demo.json").exists():
         begun = json.loads((out / "demo.json").read_bytes())
         changed = [f"{name}: {begun.get(name)!r} -> {value!r}" for name, value in settings.items() if begun.get(name) != value]
@@ -110,7 +110,7 @@ def plan_ppo(config: DemoConfig, out: Path) -> tuple[RunConfig, PPOConfig]:
                     save_every=20, sample_every=20, device=config.device, dtype=config.dtype)
     ppo = PPOConfig(batch_size=config.batch_size, mini_batch_size=-(-config.batch_size // 2), ppo_epochs=2, seed=config.seed,
                     learning_rate=1e-3,                         # half a million weights; GPT-2's 124 million take 1.4e-5
-                    init_kl_coef=config.kl_coef, horizon=2000.0,
+                    init_kl_coef=config.kl_coef, horizon=2000.0,        # a demo is over after 2560 responses
                     vf_coef=0.5, cliprange_value=1.0)           # the value head has 40 updates to learn returns of -2 to 2
     return run, ppo
 
@@ -168,8 +168,8 @@ def compare(config: DemoConfig, out: Path, policy: Path) -> str:
 def run_demo(config: DemoConfig) -> int:
     """All three stages into config.out, then what they came to; returns the exit status.
 
-    A second call continues what was interrupted, or shows the result again. It computes on one CPU thread: the tensors are
-    so small that more are worth little, or much less than nothing on a busy machine, and the numbers do not depend on them.
+    A second call continues what was interrupted, or shows the result again. It computes on one CPU thread: the numbers then
+    do not depend on how many cores there are, and on a busy machine no thread waits for another at every tiny product.
     """
     start, threads, out = time.monotonic(), torch.get_num_threads(), Path(config.out)
     pick_device(config.device), pick_dtype(config.dtype)        # bad values are found here and not after a minute

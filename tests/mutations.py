@@ -31,11 +31,11 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}      # by
 
 # the test files that answer for each source file, the quickest first
 TESTS = {
-    "ppo.py": ["test_ppo.py", "test_golden.py", "test_mutation_gaps.py", "test_faults.py", "test_determinism.py"],
-    "policy.py": ["test_policy.py", "test_golden.py", "test_ppo.py", "test_mutation_gaps.py", "test_faults.py"],
+    "ppo.py": ["test_golden.py", "test_mutation_gaps.py", "test_ppo.py", "test_faults.py", "test_determinism.py"],
+    "policy.py": ["test_policy.py", "test_golden.py", "test_mutation_gaps.py", "test_ppo.py", "test_faults.py"],
     "generation.py": ["test_generation.py", "test_golden.py", "test_mutation_gaps.py"],
-    "checkpoint.py": ["test_checkpoint.py"],
     "gpt2.py": ["test_gpt2.py", "test_golden.py", "test_generation.py", "test_mutation_gaps.py"],
+    "checkpoint.py": ["test_checkpoint.py"],
 }
 
 

@@ -123,8 +123,13 @@ def test_a_second_call_shows_the_result_again_whatever_the_number_of_threads(ins
 
 
 def test_an_interrupted_demo_continues_to_the_same_bits(instant, tmp_path, monkeypatch):
-    """Ctrl-C in stage 2, another call, and all weights are those of a demo that nobody interrupted."""
+    """Ctrl-C in stage 2, another call, and all weights are those of a demo that nobody interrupted.
+
+    A .lock alone is what a demo leaves that was killed at its very beginning.
+    """
     out, printed = instant
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / ".lock").touch()
 
     def interrupted(*arguments):
         raise KeyboardInterrupt
