@@ -31,7 +31,7 @@ def _keep_freed_memory() -> None:
     if glibc and os.environ.get("MINIPPO_MALLOC") != "0":
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)                                           # M_MMAP_MAX: take large blocks from the heap as well
-        libc.mallopt(-1, 2**31 - 1)                                   # M_TRIM_THRESHOLD: never give its top back
+        libc.mallopt(-1, -1)                                          # M_TRIM_THRESHOLD: never give its top back
         libc.mallopt(-2, 256 * 2**20)                                 # M_TOP_PAD: and grow it by this much at a time
 
 

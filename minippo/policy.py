@@ -113,6 +113,7 @@ class Alignment(NamedTuple):
     targets: Tensor      # (N,) int64: the response tokens
     cells: Tensor        # (N,) int64: into the flattened (B * R) columns
     mask: Tensor         # (B, R) bool: real response tokens
+    real: Tensor         # (n,) int64: into the flattened (B * (T-1)) positions, those that are not padding
 
     def columns(self, values: Tensor) -> Tensor:
         """One number per response token as a padded tensor: (N,) -> (B, R), 0 at the padding."""
@@ -132,19 +133,46 @@ def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) 
     tokens = torch.zeros(fed.shape, dtype=torch.long)
     tokens[in_query] = torch.cat(queries)
     tokens[fed & ~in_query] = torch.cat([response[:-1] for response in responses])
-    places = (predicts.flatten().nonzero().squeeze(-1), torch.cat(responses), mask.flatten().nonzero().squeeze(-1), mask)
-    return Alignment(tokens.to(device), *(x.to(device) for x in places))
+    positions, cells, real = (x.flatten().nonzero().squeeze(-1) for x in (predicts, mask, fed))
+    return Alignment(*(x.to(device) for x in (tokens, positions, torch.cat(responses), cells, mask, real)))
+
+
+def response_hidden(transformer: GPT2, aligned: Alignment) -> Tensor:
+    """The hidden state that predicts each response token: (N, C)."""
+    padded = len(aligned.real) < aligned.tokens.numel()
+    return transformer.hidden(aligned.tokens, real=aligned.real if padded else None).flatten(0, 1)[aligned.positions]
+
+
+class TokenLogprobs(torch.autograd.Function):
+    """The three lines that end `token_logprobs`, for an entropy that is measured and not trained: (N, V), (N,) -> (N,), (N,).
+
+    The gradient by hand, d logprob / d logits = one-hot(target) - probs, holds two (N, V) tensors where autograd holds five.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = logits.log_softmax(-1)
+        probs = log_probs.exp()
+        entropy = -torch.linalg.vecdot(probs, log_probs)
+        ctx.save_for_backward(probs, targets)
+        ctx.mark_non_differentiable(entropy)
+        return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None]:
+        probs, targets = ctx.saved_tensors
+        return (probs * -grad[:, None]).scatter_add_(-1, targets[:, None], grad[:, None]), None
 
 
 def token_logprobs(transformer: GPT2, hidden: Tensor, targets: Tensor, temperature: float,
                    entropy_grad: bool) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and the entropy of its distribution: (N, C), (N,) -> (N,), (N,)."""
-    logits = transformer.head(hidden) / temperature                                         # (N, V): what was sampled from
-    normaliser = logits.logsumexp(-1)
-    logprobs = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser                 # no (N, V) log-softmax is kept
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        entropy = normaliser - ((logits - normaliser[:, None]).exp() * logits).sum(-1)      # log Z - sum of p * logit
-    return logprobs, entropy
+    logits = transformer.head(hidden / temperature)                                         # (N, V): what was sampled from
+    if not entropy_grad:
+        return TokenLogprobs.apply(logits, targets)
+    log_probs = logits.log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy
 
 
 def evaluate_responses(model: GPT2WithValueHead, queries: list[Tensor], responses: list[Tensor], temperature: float = 1.0,
@@ -157,7 +185,7 @@ def evaluate_responses(model: GPT2WithValueHead, queries: list[Tensor], response
         entropy_grad: let gradients flow through the entropy (for an entropy bonus; otherwise it is only measured).
     """
     aligned = align(queries, responses, model.device)
-    hidden = model.transformer.hidden(aligned.tokens).flatten(0, 1)[aligned.positions]      # (N, C): the head runs here alone
+    hidden = response_hidden(model.transformer, aligned)                                    # (N, C): the head runs here alone
     chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
     if len(hidden) <= chunk:
         logprobs, entropy = token_logprobs(model.transformer, hidden, aligned.targets, temperature, entropy_grad)
@@ -202,7 +230,7 @@ def response_kl(model: GPT2WithValueHead, reference: GPT2WithValueHead, queries:
                 temperature: float = 1.0) -> Tensor:
     """The exact KL(policy || reference) of the next-token distributions at each response token: (B, R), never negative."""
     aligned = align(queries, responses, model.device)
-    hidden, ref_hidden = (m.transformer.hidden(aligned.tokens).flatten(0, 1)[aligned.positions] for m in (model, reference))
+    hidden, ref_hidden = (response_hidden(m.transformer, aligned) for m in (model, reference))
     chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
     kl = []
     for h, ref_h in zip(hidden.split(chunk), ref_hidden.split(chunk)):

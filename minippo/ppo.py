@@ -391,6 +391,7 @@ class PPOTrainer:
         if config.compile:
             for block in [*model.transformer.h, *self.ref_model.transformer.h]:
                 block.compile()
+            model.transformer.skip_padding = self.ref_model.transformer.skip_padding = False
         if model.device.type == "cuda" and model.transformer.compute_dtype != torch.float32:
             torch.set_float32_matmul_precision("high")                  # the fp32 head in TF32: its input is bf16-exact anyway
 

@@ -103,7 +103,7 @@ def saved_for_backward(config: BenchConfig) -> int:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_activations_are_what_autograd_saves(monkeypatch, dtype):
-    """Activations, and of the logits' five copies the one that waits for the backward pass: within 3 %.
+    """Activations, and of the logits' three copies the one that waits for the backward pass: within 3 %.
 
     With checkpointing the blocks' inputs alone are kept, and one block is recomputed at a time: a third of the three blocks.
     """
@@ -111,10 +111,10 @@ def test_activations_are_what_autograd_saves(monkeypatch, dtype):
     plain = BenchConfig(model="probe", batch=8, query_min=32, query_max=32, new_tokens=8, dtype=dtype, device="cpu")
     checkpointing = replace(plain, gradient_checkpointing=True)
     estimate = memory_estimate(plain)
-    assert saved_for_backward(plain) == pytest.approx(estimate["activations"] + estimate["logits"] / 5, rel=0.03)
+    assert saved_for_backward(plain) == pytest.approx(estimate["activations"] + estimate["logits"] / 3, rel=0.03)
     one_block = (estimate["activations"] - 8 * 39 * 64 * 4) / 3                     # but for ln_f's input, 39 tokens of 8 rows
     assert (saved_for_backward(checkpointing) + one_block
-            == pytest.approx(memory_estimate(checkpointing)["activations"] + estimate["logits"] / 5, rel=0.03))
+            == pytest.approx(memory_estimate(checkpointing)["activations"] + estimate["logits"] / 3, rel=0.03))
 
 
 PEAK = """
@@ -134,8 +134,8 @@ print(json.dumps(bench.measure(bench.BenchConfig(model="probe", batch=24, **sett
 def test_estimate_against_the_measured_peak():
     """A process of its own, warmed up by a tiny model: the growth of its peak, and the estimate at 0.9 to 1.6 times that.
 
-    The estimate, 439 MB, is meant as an upper one; the growth was measured between 310 and 430 MB on one machine, as the allocator
-    found more or less room in what the warm-up had left.
+    The estimate, 393 MB, is meant as an upper one; the growth was 338 to 361 MB in three runs on one machine, as the allocator found
+    more or less room in what the warm-up had left.
     """
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, timeout=300,
                           cwd=Path(__file__).resolve().parents[1])

@@ -57,7 +57,7 @@ def trl_side(job: dict):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"x": 0}, "x")), eos_token="x", pad_token="x")
     batch, on_cpu = job["config"]["batch"], job["config"]["device"] == "cpu"
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[job["trl_dtype"]]
-    config = PPOConfig(batch_size=batch, mini_batch_size=job["config"]["mini_batch_size"] or batch, log_with=None,
+    config = PPOConfig(learning_rate=job["learning_rate"], batch_size=batch, mini_batch_size=job["config"]["mini_batch_size"] or batch, log_with=None,
                        ppo_epochs=job["config"]["ppo_epochs"], accelerator_kwargs={"cpu": on_cpu, "mixed_precision": precision})
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     trainer = PPOTrainer(config, model, tokenizer=tokenizer, optimizer=optimizer)
@@ -97,7 +97,7 @@ def work() -> None:
         start, cpu_start = time.perf_counter(), time.process_time()
         responses = generate(queries)
         middle = time.perf_counter()
-        step(queries, responses, [float(b % 2) for b in range(len(queries))])
+        step(queries, responses, [float(b % 2 == 0) for b in range(len(queries))])
         end, cpu = time.perf_counter(), time.process_time() - cpu_start
         moved = [p for p, old in zip(parameters, before) if not torch.equal(p.detach().flatten()[:64], old)]
         answers.write(json.dumps({
@@ -159,11 +159,11 @@ def main() -> None:
     parser.add_argument("--same-allocator", action="store_true", help="minippo's allocator setting for TRL's process, too")
     options = vars(parser.parse_args())
     sys.path.insert(0, str(ROOT))
-    from minippo.bench import BenchConfig
+    from minippo.bench import LEARNING_RATE, BenchConfig
     trl_dtype, same_allocator = (options.pop(name) for name in ("trl_dtype", "same_allocator"))
     config = BenchConfig(**options)
     result = compare({"config": asdict(config), "sizes": asdict(config.sizes), "lengths": config.query_lengths,
-                      "trl_dtype": trl_dtype or config.dtype, "same_allocator": same_allocator}, config.warmup, config.iterations)
+                      "learning_rate": LEARNING_RATE, "trl_dtype": trl_dtype or config.dtype, "same_allocator": same_allocator}, config.warmup, config.iterations)
     hello = result["processes"]["minippo"]
     print(f"{config.model}, batch {config.batch}, queries {config.query_min}-{config.query_max}, {config.new_tokens} new tokens, "
           f"{config.ppo_epochs} epochs; minippo {config.dtype}, TRL {trl_dtype or config.dtype}; allocator "
