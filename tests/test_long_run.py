@@ -37,24 +37,33 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="r
 
 
 @needs_proc
-def test_sixty_updates_use_no_more_than_the_first_twenty():
-    """After 20 updates of warm-up, 40 more: no tensor more, less than 10 objects an update, less than 2 MB in all.
+def test_sixty_updates_use_no_more_than_the_sixty_before():
+    """After 60 updates of warm-up, 60 more: no tensor more, less than 5 objects an update, less than 2 MB in all.
 
-    An update is timed by the processor's clock, so that other processes do not count; the median of the last 20 is compared with
-    that of the 20 before.
+    Then the same trainer takes turns with a new one, so that a busy machine slows both: an update costs it no more.
     """
-    trainer = PPOTrainer(PPOConfig(mini_batch_size=2, ppo_epochs=2, learning_rate=1e-4), make_policy(n_layer=1))
-    queries, seconds, seen = make_ragged([3, 9, 1, 5]), [], {}
-    for update in range(61):
-        if update in (20, 60):
-            seen[update] = census()
+    config = PPOConfig(mini_batch_size=2, ppo_epochs=2, learning_rate=1e-4)
+    trainer, queries = PPOTrainer(config, make_policy(n_layer=1)), make_ragged([3, 9, 1, 5])
+
+    def update(trainer: PPOTrainer, number: int) -> float:
+        """Seconds of the processor. The shapes change from one to the next, the number of tokens does not."""
         start = time.process_time()
-        responses = trainer.generate(queries, max_new_tokens=12, eos_token_id=7)           # ragged: the shapes change
-        trainer.step(queries, responses, [float(len(response)) for response in responses])
-        seconds.append(time.process_time() - start)
-    tensors, blocks, bytes_ = (after - before for before, after in zip(seen[20], seen[60]))
-    assert tensors <= 0 and blocks < 10 * 40 and bytes_ < 2e6
-    assert statistics.median(seconds[40:60]) < 1.5 * statistics.median(seconds[20:40])
+        responses = trainer.generate(queries, max_new_tokens=[3 + 3 * ((number + row) % 4) for row in range(4)])
+        trainer.step(queries, responses, [1.0, 0.0, 0.5, -1.0])
+        return time.process_time() - start
+
+    for number in range(60):
+        update(trainer, number)
+    before = census()
+    for number in range(60, 120):
+        update(trainer, number)
+    tensors, blocks, bytes_ = (now - then for then, now in zip(before, census()))
+    assert tensors <= 0 and blocks < 5 * 60 and bytes_ < 2e6
+
+    new = PPOTrainer(config, make_policy(n_layer=1))
+    seconds = [(update(trainer, number), update(new, number)) for number in range(120, 144)]
+    old_median, new_median = (statistics.median(side) for side in zip(*seconds))
+    assert old_median < 1.5 * new_median
 
 
 @needs_proc
@@ -90,7 +99,7 @@ def test_a_thousand_updates_with_all_that_a_run_writes(tmp_path, monkeypatch):
     tensors, blocks, _ = (after - before for before, after in zip(*counts))
     assert tensors <= 0 and blocks < 3 * 800
     assert max(folders) == 2 and max(report_bytes) < 1.2 * report_bytes[700]
-    early, late = ([line["seconds"] for line in part] for part in (metrics[100:300], metrics[800:]))
-    assert statistics.median(late) < 1.5 * statistics.median(early)
+    early, late = (sorted(line["seconds"] for line in part)[30] for part in (metrics[100:400], metrics[700:]))
+    assert late < 2 * early                                     # of the fastest tenth: other processes slow whole seconds down
     assert sorted(path.name for path in out.iterdir()) == [".lock", "checkpoint-000990", "checkpoint-001000", "config.json",
                                                            "metrics.jsonl", "report.html", "samples.jsonl"]
