@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from .checkpoint import sync, write_json
+from .fast import linear
 from .generation import KEPT_DECODERS
-from .gpt2 import GPT2Config, linear
+from .gpt2 import GPT2Config
 from .policy import CHUNK_LOGITS, GPT2WithValueHead
 from .ppo import PPOConfig, PPOTrainer
 

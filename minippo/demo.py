@@ -107,7 +107,7 @@ def plan_ppo(config: DemoConfig, out: Path) -> tuple[RunConfig, PPOConfig]:
     run = RunConfig(str(out / "pretrained"), str(out / "prompts.txt"),
                     f'model:"{out / "reward-model"}" + 0*minippo.demo:true_scores', str(out / "ppo"), config.steps,
                     max_new_tokens=RESPONSE_TOKENS, lr_schedule="linear", warmup=config.steps // 10,
-                    save_every=20, sample_every=20, device=config.device, dtype=config.dtype)
+                    save_every=20, sample_every=20, one_line=True, device=config.device, dtype=config.dtype)
     ppo = PPOConfig(batch_size=config.batch_size, mini_batch_size=-(-config.batch_size // 2), ppo_epochs=2, seed=config.seed,
                     learning_rate=1e-3,                         # half a million weights; GPT-2's 124 million take 1.4e-5
                     init_kl_coef=config.kl_coef, horizon=2000.0,        # a demo is over after 2560 responses

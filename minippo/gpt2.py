@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .fast import Ragged, linear
 
 
 @dataclass(frozen=True)
@@ -65,53 +66,6 @@ class KVCache:
         hidden = self.columns > pos[:, None]                                      # (B, S)
         mask = torch.zeros(hidden.shape, device=pos.device, dtype=self.keys[0].dtype)
         return mask.masked_fill_(hidden, -math.inf)[:, None, None]
-
-
-class Ragged(NamedTuple):
-    """Where the real tokens of a padded (B, T) batch are. Attention alone needs the padded shape; all else skips the padding."""
-    index: Tensor               # (n,) int64: of each real token among the flattened (B * T)
-    shape: tuple[int, int]      # (B, T)
-
-    def pack(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (n, C)"""
-        return x.flatten(0, 1).index_select(0, self.index)
-
-    def pad(self, x: Tensor) -> Tensor:
-        """(n, C) -> (B, T, C), 0 at the padding"""
-        B, T = self.shape
-        return x.new_zeros(B * T, x.shape[-1]).index_copy_(0, self.index, x).view(B, T, -1)
-
-
-class OneDNNLinear(torch.autograd.Function):
-    """F.linear through oneDNN, which torch takes for fp32 only if the input lies in oneDNN's layout; see `linear`.
-
-    By hand, because autograd would keep every input and output a second time, in that layout.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.linear(x.to_mkldnn(), weight, bias).to_dense()
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grads = torch.ops.aten.mkldnn_linear_backward(x.to_mkldnn(), grad.to_mkldnn(), weight, ctx.needs_input_grad)
-        return tuple(grad.to_dense() if needed else None for grad, needed in zip(grads, ctx.needs_input_grad))
-
-
-ONEDNN_WEIGHTS = 2**19 if torch.backends.mkldnn.is_available() else math.inf     # from this many weights on
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias: (..., K), (N, K), (N,) -> (..., N).
-
-    On a CPU large fp32 products go to oneDNN: as fast as the default at many rows, up to four times as fast at the few rows of a
-    decode step. For a small matrix the change of layout costs more than it saves.
-    """
-    if x.device.type == "cpu" and x.dtype == torch.float32 and weight.numel() >= ONEDNN_WEIGHTS and not torch.compiler.is_compiling():
-        return OneDNNLinear.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import load_gpt2, load_value_head, save_model
+from .fast import TokenLogprobs
 from .generation import check_tokens, generate
 from .gpt2 import GPT2, GPT2Config
 from .hub import push_folder
@@ -141,27 +142,6 @@ def response_hidden(transformer: GPT2, aligned: Alignment) -> Tensor:
     """The hidden state that predicts each response token: (N, C)."""
     padded = len(aligned.real) < aligned.tokens.numel()
     return transformer.hidden(aligned.tokens, real=aligned.real if padded else None).flatten(0, 1)[aligned.positions]
-
-
-class TokenLogprobs(torch.autograd.Function):
-    """The three lines that end `token_logprobs`, for an entropy that is measured and not trained: (N, V), (N,) -> (N,), (N,).
-
-    The gradient by hand, d logprob / d logits = one-hot(target) - probs, holds two (N, V) tensors where autograd holds five.
-    """
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = logits.log_softmax(-1)
-        probs = log_probs.exp()
-        entropy = -torch.linalg.vecdot(probs, log_probs)
-        ctx.save_for_backward(probs, targets)
-        ctx.mark_non_differentiable(entropy)
-        return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy
-
-    @staticmethod
-    def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None]:
-        probs, targets = ctx.saved_tensors
-        return (probs * -grad[:, None]).scatter_add_(-1, targets[:, None], grad[:, None]), None
 
 
 def token_logprobs(transformer: GPT2, hidden: Tensor, targets: Tensor, temperature: float,

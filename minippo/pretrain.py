@@ -53,17 +53,17 @@ class Losses(NamedTuple):
 class Progress:
     """One line about a training loop: rewritten in place at a terminal, elsewhere once a minute and at the end."""
 
-    def __init__(self, name: str, steps: int):
-        self.name, self.steps = name, steps
+    def __init__(self, name: str, steps: int, done: int = 0):
+        self.name, self.steps, self.done = name, steps, done
         self.started = self.shown = time.monotonic()
         self.terminal = sys.stdout.isatty()
 
-    def show(self, step: int, loss: float) -> None:
+    def show(self, step: int, result: str) -> None:
         now = time.monotonic()
         if now - self.shown >= (0.2 if self.terminal else 60.0):
             self.shown = now
-            left = (now - self.started) * (self.steps - step) / step
-            self.write(f"{self.name}: step {step} of {self.steps}, loss {loss:.3f}, {left:.0f} s left", last=False)
+            left = (now - self.started) * (self.steps - step) / (step - self.done)
+            self.write(f"{self.name}: step {step} of {self.steps}, {result}, {left:.0f} s left", last=False)
 
     def finish(self, result: str) -> None:
         self.write(f"{self.name}: {self.steps} steps, {result}, {time.monotonic() - self.started:.0f} s", last=True)
@@ -145,7 +145,7 @@ def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfi
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # the first steps of a fresh model are steep
         optimizer.step()
-        progress.show(step + 1, losses[-1])
+        progress.show(step + 1, f"loss {losses[-1]:.3f}")
 
     tail = losses[-max(1, config.steps // 10):]
     result = Losses(sum(tail) / len(tail), held_out_loss(model, tokenizer, held_out, config))

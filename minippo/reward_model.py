@@ -142,8 +142,9 @@ class RewardModel(nn.Module):
                 raise ValueError(f"sequences[{i}] has {len(sequence)} tokens, but the model has {self.config.n_positions} "
                                  "positions: keep its last ones")
         tokens, lengths = pad_right(sequences, self.device)                                   # (B, T)
+        real = (torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]).flatten().nonzero().squeeze(-1)
         last = torch.tensor(lengths, device=self.device) - 1                                  # not T - 1: that is padding
-        hidden = self.transformer.hidden(tokens)[torch.arange(len(lengths), device=self.device), last]    # (B, C)
+        hidden = self.transformer.hidden(tokens, real=real.to(self.device))[torch.arange(len(lengths), device=self.device), last]
         return self.gain * self.r_head(hidden).squeeze(-1) + self.bias
 
     @torch.no_grad()
@@ -314,7 +315,7 @@ def train(model: RewardModel, examples: list[Example], config: RewardModelConfig
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        progress.show(step + 1, value)
+        progress.show(step + 1, f"loss {value:.3f}")
 
     accuracy, held_out_loss = judge(model, held_out, config.max_tokens)
     model.normalize(samples)

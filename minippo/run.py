@@ -41,6 +41,7 @@ from torch import Tensor
 from .checkpoint import load_state, save_state, sync, verify_folder, write_json
 from .data import load_prompts
 from .policy import GPT2WithValueHead
+from .pretrain import Progress
 from .ppo import PPOConfig, PPOTrainer, compute_advantages, compute_rewards
 from .report import write_report
 from .reward_model import RewardModel
@@ -83,6 +84,7 @@ class RunConfig:
     samples: int = 3                    # responses shown then
     follow: int = 2                     # responses of the first batch to evaluate again then, token by token
     report_every: int = 10              # updates between writings of report.html
+    one_line: bool = False              # print one line that is rewritten, not a line for each update
     quiet: bool = False                 # print warnings only
     # machine
     device: str | None = None           # cpu, cuda or cuda:1; none: CUDA where there is one
@@ -106,7 +108,7 @@ class RunConfig:
 
 # what a resumed run may change freely, since none of it reaches the computation; so may `steps` where the schedule is constant
 FREE = {"run", "ppo", "prompts", "out", "save_every", "keep_checkpoints", "sample_every", "samples", "follow", "report_every",
-        "quiet"}
+        "one_line", "quiet"}
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -568,7 +570,7 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
     """Updates until the last one, a signal or a failure: lines for each, and every so often a checkpoint and a report."""
     run, trainer = job.run, job.trainer
     first, start, saved = trainer.steps_done, time.monotonic(), trainer.steps_done
-    failure = None
+    failure, progress = None, Progress("PPO", run.steps, first)
     while trainer.steps_done < run.steps and stop.signum is None:
         try:
             update = guarded_update(job, state, stop)
@@ -580,7 +582,10 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
         step = metrics["step"]
         logs["metrics.jsonl"].write([metrics])
         logs["samples.jsonl"].write(samples)
-        if not run.quiet:
+        if run.one_line and not run.quiet:
+            brief = f"score {metrics['ppo/mean_scores']:.3f}, KL {metrics['objective/kl']:.2f}"
+            progress.show(step, brief) if step < run.steps else progress.finish(brief)
+        elif not run.quiet:
             pace = (time.monotonic() - start) / (step - first)
             say("\n".join([status_line(run, metrics, pace * (run.steps - step)),
                            *(sample_line(sample) for sample in samples if "trace" not in sample)]))
@@ -592,6 +597,8 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
                 warn(f"no checkpoint of update {step}: {error}; training goes on, {where_saved(job.out)}")
         if step % run.report_every == 0 and step < run.steps:
             update_report(job.out)
+    if run.one_line and not run.quiet and trainer.steps_done < run.steps:
+        progress.write(f"PPO: {trainer.steps_done} of {run.steps} steps are done", last=True)
     if trainer.steps_done > saved:
         save(job, state, logs)                                          # the last one: here a full disk is an error
     if failure is not None:
@@ -654,7 +661,8 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
         state = restore(job, checkpoint)
         write_whole(out / "config.json", record)
         logs = {name: Log(out / name, state.sizes.get(name, 0)) for name in ("metrics.jsonl", "samples.jsonl")}
-        if not run.quiet:
+        talk = not (run.quiet or run.one_line)
+        if talk:
             say(f"{run.model} on {run.device}, {len(job.prompts)} prompts, reward {run.reward}, {config.batch_size} responses "
                 f"an update; {job.trainer.steps_done} of {run.steps} updates are done -> {out}")
         with Stop() as stop:
@@ -664,7 +672,7 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
                 update_report(out)
                 for log in logs.values():
                     log.file.close()
-        if not run.quiet:
+        if talk:
             saved = f"the policy is the model folder {result.checkpoint}, the report {out / 'report.html'}"
             say(f"{result.steps_done} of {run.steps} updates are done; {saved if result.checkpoint else 'nothing was saved'}")
     return result

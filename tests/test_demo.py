@@ -87,6 +87,8 @@ def test_the_true_score_is_logged_but_not_rewarded(instant):
 
 def test_it_ends_with_the_same_openings_side_by_side_the_numbers_and_the_report(instant):
     out, printed = instant
+    stages = printed[:printed.index("\n\nBEFORE")].splitlines()
+    assert [line.split(":")[0] for line in stages] == ["pretraining", "reward model", "PPO"]
     lines = table(printed).splitlines()
     for opening in review_queries(200, seed=3)[:4]:
         start = opening[:10]                                            # noise may follow an opening without a space

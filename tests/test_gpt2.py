@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from conftest import make_policy, make_ragged
-from minippo import gpt2
 from minippo.gpt2 import GPT2, GPT2Config, KVCache
 
 
@@ -89,45 +88,6 @@ def test_gradient_checkpointing_changes_no_gradient(policy):
         policy.transformer(tokens).square().mean().backward()
         gradients.append([p.grad.clone() for p in policy.transformer.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
-
-
-@pytest.mark.skipif(gpt2.ONEDNN_WEIGHTS == float("inf"), reason="needs a torch with oneDNN")
-@pytest.mark.parametrize("rows", [(1,), (2,), (3, 5), (0,)])
-def test_large_products_through_onednn_equal_the_plain_ones(rows, monkeypatch):
-    """Values and all three gradients; fp32 sums of 512 terms in another order."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((*rows, 512), (1024, 512), (1024,)))
-    leaves = [tensor.requires_grad_() for tensor in (x, weight.div_(512**0.5), bias)]                        # results near 1
-    upstream = torch.randn(*rows, 1024, generator=generator)
-    results, calls, plain = [], [], torch.nn.functional.linear
-    monkeypatch.setattr(gpt2.F, "linear", lambda *args: calls.append(args[0].is_mkldnn) or plain(*args))
-    for limit in (weight.numel(), weight.numel() + 1):
-        monkeypatch.setattr(gpt2, "ONEDNN_WEIGHTS", limit)
-        y, head = gpt2.linear(x, weight, bias), gpt2.linear(x, weight)
-        frozen = gpt2.linear(x, weight.detach(), bias.detach())
-        results.append((y.detach(), *torch.autograd.grad(y, leaves, upstream), *torch.autograd.grad(head, leaves[:2], upstream),
-                        *torch.autograd.grad(frozen, x, upstream)))
-    assert calls == 3 * [True] + 3 * [False]
-    torch.testing.assert_close(*results, atol=2e-5, rtol=1e-5)
-    assert gpt2.linear(x.double(), weight.double()).dtype == torch.float64    # whatever oneDNN lacks goes the plain way
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_skipped_padding_changes_nothing_else(policy, checkpointing):
-    """Real tokens and gradients as if the padding had been computed; 0 where it was not."""
-    model, index = policy.transformer, torch.tensor([0, 1, 2, 6, 7, 8, 9, 10, 11, 12])      # rows of 3, 6 and 1 tokens, T = 6
-    tokens = torch.stack(make_ragged([6, 6, 6]))
-    model.gradient_checkpointing, results = checkpointing, []
-    for real in (None, index):
-        hidden = model.hidden(tokens, real=real).flatten(0, 1)
-        model.zero_grad()
-        hidden[index].square().sum().backward()
-        results.append((hidden[index].detach(), *(parameter.grad.clone() for parameter in model.parameters())))
-    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-5)
-    padding = torch.ones(18, dtype=torch.bool).index_fill(0, index, False)
-    assert not hidden[padding].any()
-    model.skip_padding = False
-    assert model.hidden(tokens, real=index).flatten(0, 1)[padding].all()
 
 
 def test_initialisation_follows_gpt2():

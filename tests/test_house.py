@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "minippo"
-ROWS = [["gpt2", "safetensors", "hub", "rewards", "data", "report"], ["generation", "checkpoint", "pretrain", "tokenizer"],
+ROWS = [["fast"], ["gpt2", "safetensors", "hub", "rewards", "data", "report"], ["generation", "checkpoint", "pretrain", "tokenizer"],
         ["policy", "reward_model"], ["ppo"], ["run", "check", "bench"], ["demo"], ["__main__"]]
 ROW = {module: i for i, row in enumerate(ROWS) for module in row}
 PACKAGES = {"torch", "numpy", "tiktoken"}

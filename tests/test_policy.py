@@ -1,14 +1,11 @@
 """The alignment rule, the value head, the reference copy, scoring in chunks."""
 
-import math
-
 import pytest
 import torch
 
 from conftest import make_policy, make_ragged
 from minippo import policy as policy_module
-from minippo.policy import (TokenLogprobs, align, create_reference_model, evaluate_responses, response_kl, response_logprobs,
-                            token_logprobs)
+from minippo.policy import align, create_reference_model, evaluate_responses, response_kl, response_logprobs
 
 
 def slow_scores(model, query, response, temperature=1.0):
@@ -75,45 +72,6 @@ def test_chunked_head_equals_the_whole_one(policy, monkeypatch):
         results.append([*out, *(p.grad.clone() for p in policy.parameters())])
     for whole, chunked in zip(*results):
         torch.testing.assert_close(whole, chunked, atol=1e-5, rtol=1e-4)
-
-
-def test_gradient_of_logprobs_by_hand():
-    """Logits 0, 0, log 2: probabilities 1/4, 1/4, 1/2; the gradient at target 2 is (-1/4, -1/4, 1 - 1/2). And by differences."""
-    logits = torch.tensor([[0.0, 0.0, math.log(2)]], dtype=torch.float64, requires_grad=True)
-    logprobs, entropy = TokenLogprobs.apply(logits, torch.tensor([2]))
-    assert logprobs.item() == pytest.approx(-math.log(2)) and entropy.item() == pytest.approx(1.5 * math.log(2))
-    (3 * logprobs).sum().backward()
-    torch.testing.assert_close(logits.grad, torch.tensor([[-0.75, -0.75, 1.5]], dtype=torch.float64))
-    assert not entropy.requires_grad
-    logits = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    targets = torch.tensor([0, 6, 3, 3, 1])
-    assert torch.autograd.gradcheck(lambda x: TokenLogprobs.apply(x, targets)[0], logits)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_without_a_trained_entropy_equal_those_with_one(policy, temperature):
-    """The short way and the plain one of token_logprobs: values, entropies and gradients."""
-    hidden = torch.randn(6, policy.config.n_embd, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    targets = torch.tensor([1, 2, 3, 1, 0, 5])
-    results = []
-    for entropy_grad in (False, True):
-        logprobs, entropy = token_logprobs(policy.transformer, hidden, targets, temperature, entropy_grad)
-        assert entropy.requires_grad == entropy_grad
-        results.append((logprobs.detach(), entropy.detach(), *torch.autograd.grad(logprobs.square().sum(), (hidden, policy.transformer.wte.weight))))
-    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
-
-
-def test_padding_is_skipped_where_there_is_some(policy, monkeypatch):
-    """Ragged pairs: the blocks see the real tokens alone; pairs of one length go as they are; skip_padding off: all as they are."""
-    seen = []
-    monkeypatch.setattr(policy.transformer.h[0].mlp.c_fc, "forward", lambda x, plain=policy.transformer.h[0].mlp.c_fc.forward:
-                        seen.append(tuple(x.shape[:-1])) or plain(x))
-    ragged, even = (make_ragged([3, 9, 5]), make_ragged([4, 2, 6])), (make_ragged([3, 3]), make_ragged([4, 4]))
-    short = response_logprobs(policy, *ragged)
-    response_logprobs(policy, *even)
-    policy.transformer.skip_padding = False
-    torch.testing.assert_close(short, response_logprobs(policy, *ragged), atol=1e-5, rtol=1e-5)
-    assert seen == [(6 + 10 + 10,), (2, 6), (3, 10)]
 
 
 def test_sampled_logprobs_are_the_scored_ones():

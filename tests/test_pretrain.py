@@ -197,13 +197,21 @@ def count_up(monkeypatch, seconds_a_step: float) -> None:
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock) * seconds_a_step)
     progress = Progress("pretraining", 3)
     for step in (1, 2, 3):
-        progress.show(step, 0.5)
+        progress.show(step, "loss 0.500")
     progress.finish("loss 0.250")
 
 
 def test_progress_is_one_line_where_nobody_watches(monkeypatch, capsys):
     count_up(monkeypatch, 1.0)
     assert capsys.readouterr().out == "pretraining: 3 steps, loss 0.250, 4 s\n"
+
+
+def test_progress_of_a_continued_run_counts_what_was_done_before(monkeypatch, capsys):
+    """Step 11 of 13, of which 10 were done before: 100 s for one, hence 200 s for two."""
+    clock = iter([0.0, 100.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    Progress("PPO", 13, done=10).show(11, "score 1.000")
+    assert capsys.readouterr().out == "PPO: step 11 of 13, score 1.000, 200 s left\n"
 
 
 def test_progress_of_a_long_run_reaches_a_log_file(monkeypatch, capsys):

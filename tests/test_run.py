@@ -156,6 +156,24 @@ def test_samples_and_updates_are_printed(base, tmp_path, capsys):
         assert word in printed
 
 
+def test_one_line_for_the_whole_run(base, tmp_path, capsys):
+    start(base, tmp_path / "a", steps=3, quiet=False, one_line=True)
+    metrics = lines(tmp_path / "a" / "metrics.jsonl")[-1]
+    wanted = f"PPO: 3 steps, score {metrics['ppo/mean_scores']:.3f}, KL {metrics['objective/kl']:.2f}, "
+    printed = capsys.readouterr().out
+    assert printed.startswith(wanted) and printed.count("\n") == 1
+
+    def tired(queries, responses):
+        if len(seen) == 2:
+            raise StopRun("enough")
+        seen.append(queries)
+        return [1.0] * len(queries)
+
+    seen = []
+    start(base, tmp_path / "b", score_fn=tired, steps=3, quiet=False, one_line=True, use_score_norm=False, use_score_scaling=False)
+    assert capsys.readouterr().out.split("\n")[-2:] == ["PPO: 2 of 3 steps are done", ""]
+
+
 def test_a_sample_cannot_steer_the_terminal():
     sample = {"query": "clear", "response": " it\x1b[2J\nnow", "score": 0.5, "kl": 1.0}
     assert run_module.sample_line(sample) == "    score   0.500  kl   1.00  clear | it\\x1b[2J\\nnow"
