@@ -72,7 +72,8 @@ def test_logprobs_without_a_trained_entropy_equal_those_with_one(policy, tempera
     for entropy_grad in (False, True):
         logprobs, entropy = token_logprobs(policy.transformer, hidden, targets, temperature, entropy_grad)
         assert entropy.requires_grad == entropy_grad
-        results.append((logprobs.detach(), entropy.detach(), *torch.autograd.grad(logprobs.square().sum(), (hidden, policy.transformer.wte.weight))))
+        gradients = torch.autograd.grad(logprobs.square().sum(), (hidden, policy.transformer.wte.weight))
+        results.append((logprobs.detach(), entropy.detach(), *gradients))
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
 

@@ -57,8 +57,9 @@ def trl_side(job: dict):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"x": 0}, "x")), eos_token="x", pad_token="x")
     batch, on_cpu = job["config"]["batch"], job["config"]["device"] == "cpu"
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[job["trl_dtype"]]
-    config = PPOConfig(learning_rate=job["learning_rate"], batch_size=batch, mini_batch_size=job["config"]["mini_batch_size"] or batch, log_with=None,
-                       ppo_epochs=job["config"]["ppo_epochs"], accelerator_kwargs={"cpu": on_cpu, "mixed_precision": precision})
+    config = PPOConfig(batch_size=batch, mini_batch_size=job["config"]["mini_batch_size"] or batch, log_with=None,
+                       ppo_epochs=job["config"]["ppo_epochs"], learning_rate=job["learning_rate"],
+                       accelerator_kwargs={"cpu": on_cpu, "mixed_precision": precision})
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     trainer = PPOTrainer(config, model, tokenizer=tokenizer, optimizer=optimizer)
     return (model, optimizer,
@@ -163,7 +164,8 @@ def main() -> None:
     trl_dtype, same_allocator = (options.pop(name) for name in ("trl_dtype", "same_allocator"))
     config = BenchConfig(**options)
     result = compare({"config": asdict(config), "sizes": asdict(config.sizes), "lengths": config.query_lengths,
-                      "learning_rate": LEARNING_RATE, "trl_dtype": trl_dtype or config.dtype, "same_allocator": same_allocator}, config.warmup, config.iterations)
+                      "learning_rate": LEARNING_RATE, "trl_dtype": trl_dtype or config.dtype, "same_allocator": same_allocator},
+                     config.warmup, config.iterations)
     hello = result["processes"]["minippo"]
     print(f"{config.model}, batch {config.batch}, queries {config.query_min}-{config.query_max}, {config.new_tokens} new tokens, "
           f"{config.ppo_epochs} epochs; minippo {config.dtype}, TRL {trl_dtype or config.dtype}; allocator "
