@@ -131,7 +131,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, layer=None, cache=None, pos=None, visible=None, ragged=None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), layer, cache, pos, visible, ragged)               # pre-LN: the residual stream is never normalised
+        x = x + self.attn(self.ln_1(x), layer, cache, pos, visible, ragged)       # pre-LN: the residual stream is never normalised
         return x + self.mlp(self.ln_2(x))
 
 
@@ -199,12 +199,12 @@ class GPT2(nn.Module):
 
         Without a cache: causal attention over the T tokens. With a cache and no `pos`: the same, and keys and values are kept
         in columns 0..T-1 (prefill). With `pos` (B,) and T = 1: row b's token stands at position pos[b] (decode).
-        `real` (n,) int64 saves work: the other tokens of the flattened (B * T) are padding; nothing is computed for them but 0.
+        `real` (n,) int64 saves work where there is no cache: of the flattened (B * T), all others are padding and come back 0.
         """
         B, T = tokens.shape
         positions = torch.arange(T, device=tokens.device) if pos is None else pos[:, None]
         x = (self.wte(tokens) + self.wpe(positions)).to(self.compute_dtype)       # (B, T, C)
-        ragged = Ragged(real, (B, T)) if real is not None and self.skip_padding else None
+        ragged = Ragged(real, (B, T)) if real is not None and cache is None and self.skip_padding else None
         x = x if ragged is None else ragged.pack(x)
         visible = cache.visible(pos) if pos is not None else None
         for i, block in enumerate(self.h):
