@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -114,9 +115,21 @@ def test_a_check_names_the_mistake(number, name, wrong):
     assert wrong.__doc__ in said
 
 
+def test_the_command_names_the_mistake_and_what_builds_on_it(tmp_path):
+    """In a process, with a wrong answer in the stub's place: the module under -m is not the one that the checks import."""
+    shutil.copytree(HERE, tmp_path / "tutorial", ignore=shutil.ignore_patterns("__pycache__", "notebooks", "images"))
+    wrong = (HERE / "solutions" / "ex08.py").read_text().replace("return -torch.minimum", "return torch.minimum")
+    (tmp_path / "tutorial" / "exercises" / "ex08.py").write_text(wrong)
+    done = subprocess.run([sys.executable, "-m", "tutorial.check", "8"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines() == ["policy_loss: the sign is wrong: a loss is minimised, so it is minus the objective",
+                                        "value_loss: right", "ppo_loss: builds on policy_loss: mend that first"]
+
+
 def test_compare_names_what_is_not_a_number_of_the_right_shape():
     for got, message in [(None, "return statement"), ("three", "expected the result to be a tensor"), ([1.0], "has shape (1,), expected (2,)"),
-                         ([1.0, 2.5], "the result is [1, 2.5], expected [1, 2]"), ([float("nan"), 2.0], "nan"), ([2.0, 1.0], "turned round")]:
+                         ([1.0, 2.5], "the result: got [1, 2.5], expected [1, 2]"), ([float("nan"), 2.0], "nan"), ([2.0, 1.0], "turned round")]:
         with pytest.raises(check.Mistake, match=re.escape(message)):
             check.compare(got, [1.0, 2.0], {"turned round": [2.0, 1.0]})
     check.compare([1.0, 2.0], [1.0, 2.0], {})

@@ -52,7 +52,7 @@ def compare(got, wanted, mistakes: dict, what: str = "the result", tolerance: fl
     wanted = torch.as_tensor(wanted).double()
     if got.shape != wanted.shape:
         raise Mistake(f"{what} has shape {tuple(got.shape)}, expected {tuple(wanted.shape)}")
-    raise Mistake(f"{what} is {show(got)}, expected {show(wanted)}")
+    raise Mistake(f"{what}: got {show(got)}, expected {show(wanted)}")
 
 
 def show(x: Tensor) -> str:
@@ -95,13 +95,16 @@ def check(number: int, *functions: Callable, folder: str = "exercises") -> bool:
     unknown = sorted(f.__name__ for f in functions if f.__name__ not in checks)
     if unknown:
         raise ValueError(f"chapter {number} has no exercise {', '.join(unknown)}; it has {', '.join(checks)}")
-    wrong = 0
+    wrong = []
     for name, check_one in checks.items():
         if name in answers:
             said = verdict(check_one, answers[name])
-            wrong += said is not None
+            below = [other for other in wrong if other in getattr(check_one, "builds_on", ())]
+            if said and below:
+                said = f"builds on {' and '.join(below)}: mend that first"
+            wrong += [name] * (said is not None)
             print(f"{name}: {said or 'right'}")
-    return wrong == 0
+    return not wrong
 
 
 if __name__ == "__main__":
@@ -109,4 +112,5 @@ if __name__ == "__main__":
     parser.add_argument("chapter", type=int, choices=range(1, 11), metavar="N", help="number of the chapter, 1 to 10")
     parser.add_argument("--solutions", action="store_true", help="check our solutions instead of your exercises")
     arguments = parser.parse_args()
+    from tutorial.check import check                # not the one above: here it is __main__'s, the checks raise tutorial.check's Mistake
     sys.exit(not check(arguments.chapter, folder="solutions" if arguments.solutions else "exercises"))

@@ -35,8 +35,13 @@ def inverse_cdf__border(probs, uniform):
 
 
 def inverse_cdf__behind_the_end(probs, uniform):
-    """gave token 2 of 2"""
+    """gave token 3"""
     return (probs.cumsum(-1) <= uniform[:, None]).sum(-1)
+
+
+def inverse_cdf__clamped(probs, uniform):
+    """gave token 2"""
+    return (probs.cumsum(-1) <= uniform[:, None]).sum(-1).clamp(max=probs.shape[-1] - 1)
 
 
 def inverse_cdf__kept_dimension(probs, uniform):
@@ -133,6 +138,11 @@ def response_columns__padding_kept(all_logprobs, query_lengths, response_lengths
 def response_columns__one_start_for_all(all_logprobs, query_lengths, response_lengths):
     """used the first row's for all"""
     return cut(all_logprobs, [query_lengths[0] - 1] * len(query_lengths), response_lengths)
+
+
+def response_columns__longest_start_for_all(all_logprobs, query_lengths, response_lengths):
+    """used the longest one for all"""
+    return cut(all_logprobs, [max(query_lengths) - 1] * len(query_lengths), response_lengths)
 
 
 def response_columns__from_the_end(all_logprobs, query_lengths, response_lengths):

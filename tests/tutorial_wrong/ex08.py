@@ -102,6 +102,23 @@ def policy_loss__multiplies_by_the_mask(new_logprobs, logprobs, advantages, mask
     return -(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)) * mask).sum() / mask.sum()
 
 
+def policy_loss__masks_after_exp(new_logprobs, logprobs, advantages, mask, cliprange):
+    """rubbish in the padding made the gradient nan"""
+    return policy(new_logprobs, logprobs, advantages, mask, cliprange)
+
+
+def policy_loss__one_sided(new_logprobs, logprobs, advantages, mask, cliprange):
+    """clipped on one side only"""
+    ratio = (new_logprobs - logprobs).exp()
+    return -mean(torch.minimum(ratio * advantages, ratio.clamp(max=1 + cliprange) * advantages), mask)
+
+
+def policy_loss__logarithm_clipped(new_logprobs, logprobs, advantages, mask, cliprange):
+    """clip the ratio itself"""
+    log_ratio = new_logprobs - logprobs
+    return -mean(torch.minimum(log_ratio.exp() * advantages, log_ratio.clamp(-cliprange, cliprange).exp() * advantages), mask)
+
+
 def value_loss__no_half(new_values, values, returns, mask, cliprange_value):
     """the half is missing"""
     return 2 * value(new_values, values, returns, mask, cliprange_value)
@@ -113,7 +130,7 @@ def value_loss__smaller(new_values, values, returns, mask, cliprange_value):
 
 
 def value_loss__not_clipped(new_values, values, returns, mask, cliprange_value):
-    """nothing is clipped"""
+    """clipping changes nothing here"""
     return 0.5 * mean((new_values - returns) ** 2, mask)
 
 
@@ -131,6 +148,22 @@ def value_loss__old_around_new(new_values, values, returns, mask, cliprange_valu
     """you clipped the old values around the new"""
     clipped = torch.clamp(values, new_values - cliprange_value, new_values + cliprange_value)
     return 0.5 * mean(torch.maximum((new_values - returns) ** 2, (clipped - returns) ** 2), mask)
+
+
+def value_loss__factor(new_values, values, returns, mask, cliprange_value):
+    """you clipped to a factor of the old value"""
+    clipped = torch.clamp(new_values, values * (1 - cliprange_value), values * (1 + cliprange_value))
+    return 0.5 * mean(torch.maximum((new_values - returns) ** 2, (clipped - returns) ** 2), mask)
+
+
+def value_loss__around_returns(new_values, values, returns, mask, cliprange_value):
+    """not the returns"""
+    return value(new_values, returns, returns, mask, cliprange_value)
+
+
+def value_loss__larger_mean(new_values, values, returns, mask, cliprange_value):
+    """token by token"""
+    return 0.5 * torch.maximum(*(mean(error, mask) for error in errors(new_values, values, returns, cliprange_value)))
 
 
 def value_loss__all_columns(new_values, values, returns, mask, cliprange_value):

@@ -26,10 +26,10 @@ def check_inverse_cdf(inverse_cdf):
         "on a border you drew a token of probability 0: its cumulative probability must EXCEED the uniform number, not equal it":
             [0, 0],
     }, "tokens at the borders")
-    short = inverse_cdf(torch.tensor([[0.5, 0.25]]), torch.tensor([0.875]))       # sums to 0.75, as rounding would, but larger
+    short = inverse_cdf(torch.tensor([[0.5, 0.25, 0.0]]), torch.tensor([0.875]))      # sums to 0.75, as rounding would, but larger
     if int(torch.as_tensor(short).reshape(-1)[0]) != 1:
-        raise Mistake(f"probabilities that sum to a little less than 1 gave token {int(torch.as_tensor(short).reshape(-1)[0])} "
-                      "of 2: multiply the uniform number by the last cumulative probability")
+        raise Mistake(f"probabilities that sum to a little less than 1 gave token {int(torch.as_tensor(short).reshape(-1)[0])}, which "
+                      "has none: multiply the uniform number by the last cumulative probability")
 
 
 # weights w; the logits are 2 * log(w), so that temperature 2 gives back w / sum(w)
@@ -46,7 +46,7 @@ def check_logprobs_from_logits(logprobs_from_logits):
     squared, fourth = WEIGHTS**2, WEIGHTS**4
     picked = torch.tensor([[2.0, 2.0, 4.0], [2.0, 2.0, 5.0]])
     compare(got, wanted.log(), {
-        "you scored the token before: shift the logits by one, position i predicts token i + 1": same.log()[:, :-1],
+        "you scored the token before: shift the logits by one, that is, pair logits[:, :-1] with tokens[:, 1:]": same.log()[:, :-1],
         "you scored the token before: drop the last position of the logits, not the first": same.log()[:, 1:],
         "one column too many, and shifted: position i predicts token i + 1, and the last position predicts nothing here": same.log(),
         "you shifted the wrong way: position i predicts token i + 1, not token i - 1":              # row 0: 2, 1, 0 at 1, 2, 3
@@ -72,16 +72,17 @@ def check_logprobs_from_logits(logprobs_from_logits):
 
 
 def check_response_columns(response_columns):
-    # row 0: query 3, response 2, so positions 2 and 3; row 1: query 1, response 3: 0, 1, 2; row 2: query 2, response 1: 1
+    # row 0: query 2, response 3, so positions 1, 2, 3; row 1: query 3, response 2: 2, 3; row 2: query 1, response 1: 0
     every = torch.tensor([[-1.0, -2.0, -3.0, -4.0, -5.0], [-11.0, -12.0, -13.0, -14.0, -15.0], [-21.0, -22.0, -23.0, -24.0, -25.0]])
-    compare(response_columns(every.clone(), [3, 1, 2], [2, 3, 1]), [[-3, -4, 0], [-11, -12, -13], [-22, 0, 0]], {
+    compare(response_columns(every.clone(), [2, 3, 1], [3, 2, 1]), [[-2, -3, -4], [-13, -14, 0], [-21, 0, 0]], {
         "one column too late: response token 0 is predicted by the query's last token, at position query_length - 1":
-            [[-4, -5, 0], [-12, -13, -14], [-23, 0, 0]],
+            [[-3, -4, -5], [-14, -15, 0], [-22, 0, 0]],
         "behind the end of a short response stand the numbers of what comes next: set them to 0":
-            [[-3, -4, -5], [-11, -12, -13], [-22, -23, -24]],
-        "each row has its own query length, and you used the first row's for all": [[-3, -4, 0], [-13, -14, -15], [-23, 0, 0]],
-        "each row has its own query length: you cut every row at the end": [[-4, -5, 0], [-13, -14, -15], [-25, 0, 0]],
+            [[-2, -3, -4], [-13, -14, -15], [-21, -22, -23]],
+        "each row has its own query length, and you used the first row's for all": [[-2, -3, -4], [-12, -13, 0], [-22, 0, 0]],
+        "each row has its own query length, and you used the longest one for all": [[-3, -4, -5], [-13, -14, 0], [-23, 0, 0]],
+        "each row has its own query length: you cut every row at the end": [[-3, -4, -5], [-14, -15, 0], [-25, 0, 0]],
         "the responses are pushed to the right: column t belongs to response token t, so they start in column 0":
-            [[0, -3, -4], [-11, -12, -13], [0, 0, -22]],
-        "these are the query's columns: the response starts at position query_length - 1": [[-1, -2, 0], [-11, -12, -13], [-21, 0, 0]],
+            [[-2, -3, -4], [0, -13, -14], [0, 0, -21]],
+        "these are the query's columns: the response starts at position query_length - 1": [[-1, -2, -3], [-11, -12, 0], [-21, 0, 0]],
     }, "the response's columns")

@@ -17,73 +17,80 @@ def _gradient(loss, x, name, what):
 
 def check_policy_loss(policy_loss):
     ratio = torch.tensor([[1.5, 1.5, 0.5, 0.5], [1.0, 1.125, 0.875, 8.0]])
-    advantages = torch.tensor([[2.0, -1.0, 1.0, -2.0], [3.0, -1.0, 4.0, 100.0]])
+    advantages = torch.tensor([[2.0, -1.0, 2.0, -2.0], [3.0, -1.0, 4.0, 100.0]])
     mask = torch.tensor([[True] * 4, [True, True, True, False]])
     logprobs = torch.tensor([[-1.0, -2.0, -3.0, -0.5], [-1.5, -2.5, -1.0, -7.0]])
     new_logprobs = (logprobs + ratio.log()).requires_grad_()
-    # ratio * A     3    -1.5   0.5   -1   |  3  -1.125  3.5                  clipped to 0.75 .. 1.25
-    # clipped * A   2.5  -1.25  0.75  -1.5 |  3  -1.125  3.5
-    # the smaller   2.5  -1.5   0.5   -1.5 |  3  -1.125  3.5   = 5.375 in all, over 7 tokens
+    # ratio * A     3    -1.5   1    -1   |  3  -1.125  3.5                   clipped to 0.75 .. 1.25
+    # clipped * A   2.5  -1.25  1.5  -1.5 |  3  -1.125  3.5
+    # the smaller   2.5  -1.5   1    -1.5 |  3  -1.125  3.5   = 5.875 in all, over 7 tokens
     loss = policy_loss(new_logprobs, logprobs.clone(), advantages.clone(), mask.clone(), 0.25)
-    compare(loss, -5.375 / 7, {
-        "the sign is wrong: a loss is minimised, so it is minus the objective": 5.375 / 7,
-        "you took the better of the two: the objective is the smaller one (of the losses, the larger)": -6.875 / 7,
-        "nothing is clipped: take the smaller of ratio * advantage and clipped ratio * advantage": -6.375 / 7,
+    compare(loss, -5.875 / 7, {
+        "the sign is wrong: a loss is minimised, so it is minus the objective": 5.875 / 7,
+        "you took the better of the two: the objective is the smaller one (of the losses, the larger)": -7.625 / 7,
+        "nothing is clipped: take the smaller of ratio * advantage and clipped ratio * advantage": -6.875 / 7,
+        "the ratio is clipped on one side only: to 1 - cliprange .. 1 + cliprange": -6.375 / 7,
         "you use the clipped ratio alone: without the minimum, a token pushed the wrong way has no gradient to come back":
-            -5.875 / 7,
-        # 4/3, -0.75, 1.25, -4 | 3, -8/9, 4.5714: the ratios 2/3, 2/3, 2, 2, 1, 8/9, 8/7
-        "the ratio is upside down: it is exp(new_logprobs - logprobs)": -(4 / 3 - 0.75 + 1.25 - 4 + 3 - 8 / 9 + 32 / 7) / 7,
-        # ln 1.5, -1.25, ln 0.5, -1.5 | 0, -1.25, 4 ln 0.875, with all logs clipped to 0.75, the smaller times A
+            -6.625 / 7,
+        # 2 exp(0.25), -1.5, 1, -2 exp(-0.25) | 3, -1.125, 3.5
+        "you clipped the logarithm of the ratio: clip the ratio itself": -(2 * 1.2840254 - 1.5 + 1 - 2 * 0.7788008 + 5.375) / 7,
+        # 4/3, -0.75, 2.5, -4 | 3, -8/9, 4.5714: the ratios 2/3, 2/3, 2, 2, 1, 8/9, 8/7
+        "the ratio is upside down: it is exp(new_logprobs - logprobs)": -(4 / 3 - 0.75 + 2.5 - 4 + 3 - 8 / 9 + 32 / 7) / 7,
+        # 2 ln 1.5, -0.75, 2 ln 0.5, -1.5 | 0, -0.75, 4 ln 0.875, all logs being clipped to 0.75
         "that is the logarithm of the ratio: take exp of the difference":
-            -(2 * 0.4054651 - 0.75 - 0.6931472 - 1.5 - 0.75 - 4 * 0.1335314) / 7,
-        "you divided by all columns: the mean is over real tokens alone": -5.375 / 8,
-        "the padding counted: drop it with torch.where before the sum": -(5.375 + 125) / 7,
-        "the padding counted, in the sum and in the mean: use the mask": -(5.375 + 125) / 8,
-        "that is the sum: divide by the number of real tokens": -5.375,
+            -(2 * 0.4054651 - 0.75 - 2 * 0.6931472 - 1.5 - 0.75 - 4 * 0.1335314) / 7,
+        "you divided by all columns: the mean is over real tokens alone": -5.875 / 8,
+        "the padding counted: drop it with torch.where before the sum": -(5.875 + 125) / 7,
+        "the padding counted, in the sum and in the mean: use the mask": -(5.875 + 125) / 8,
+        "that is the sum: divide by the number of real tokens": -5.875,
         "you averaged each response by itself first: every token counts the same, so sum all and divide once":
-            -(0 / 4 + 5.375 / 3) / 2,
+            -(0.5 / 4 + 5.375 / 3) / 2,
     }, "the policy loss")
     # A token at the smaller, unclipped value: -A * ratio / 7; a clipped one: 0
     compare(_gradient(loss, new_logprobs, "new_logprobs", "the policy loss"),
-            [[0, 1.5 / 7, -0.5 / 7, 0], [-3 / 7, 1.125 / 7, -3.5 / 7, 0]], {
+            [[0, 1.5 / 7, -1 / 7, 0], [-3 / 7, 1.125 / 7, -3.5 / 7, 0]], {
         "the number is right, but the gradient inside the range is halved: let it flow through both terms, also the clipped one":
-            [[0, 1.5 / 7, -0.5 / 7, 0], [-1.5 / 7, 0.5625 / 7, -1.75 / 7, 0]],
+            [[0, 1.5 / 7, -1 / 7, 0], [-1.5 / 7, 0.5625 / 7, -1.75 / 7, 0]],
     }, "the number is right, but the gradient to new_logprobs")
-    far = new_logprobs.detach() + torch.where(mask, 0.0, 200.0)
-    bad = torch.where(mask, advantages, -100.0)
-    if not torch.as_tensor(policy_loss(far, logprobs.clone(), bad, mask.clone(), 0.25)).isfinite():
-        raise Mistake("rubbish in the padding made the loss nan or infinite: set the log-ratio to 0 outside the mask before exp")
+    far = (new_logprobs.detach() + torch.where(mask, 0.0, 200.0)).requires_grad_()
+    loss = policy_loss(far, logprobs.clone(), torch.where(mask, advantages, -100.0), mask.clone(), 0.25)
+    for name, x in (("loss", loss), ("gradient", _gradient(loss, far, "new_logprobs", "the policy loss"))):
+        if not x.isfinite().all():
+            raise Mistake(f"rubbish in the padding made the {name} nan or infinite: set the log-ratio to 0 outside the mask before exp")
 
 
 def check_value_loss(value_loss):
     values = torch.tensor([[0.5, 1.0, 2.0], [-0.5, 1.0, 9.0]])
-    new_values = torch.tensor([[0.625, 2.0, 1.0], [0.25, -0.5, 40.0]], requires_grad=True)
+    new_values = torch.tensor([[0.625, 2.0, 3.0], [0.25, -0.5, 40.0]], requires_grad=True)
     returns = torch.tensor([[1.5, 2.25, 3.0], [-1.0, 0.0, -7.0]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
-    # clipped to values +- 0.25     0.625     1.25    1.75   | -0.25   0.75
-    # squared error                 0.765625  0.0625  4      | 1.5625  0.25
-    # squared error, clipped        0.765625  1       1.5625 | 0.5625  0.5625
-    # the larger                    0.765625  1       4      | 1.5625  0.5625   = 7.890625 over 5 tokens, and half of it
+    # clipped to values +- 0.25     0.625     1.25    2.25   | -0.25   0.75
+    # squared error                 0.765625  0.0625  0      | 1.5625  0.25
+    # squared error, clipped        0.765625  1       0.5625 | 0.5625  0.5625
+    # the larger                    0.765625  1       0.5625 | 1.5625  0.5625   = 4.453125 over 5 tokens, and half of it
     loss = value_loss(new_values, values.clone(), returns.clone(), mask.clone(), 0.25)
-    compare(loss, 7.890625 / 10, {
-        "the half is missing: 0.5 times the mean": 7.890625 / 5,
-        "you took the smaller error: take the larger, so that going beyond the range gains nothing": 3.203125 / 10,
-        "nothing is clipped: take the larger of the squared errors with and without clipping": 6.640625 / 10,
-        "you use the clipped error alone: take the larger of the two": 4.453125 / 10,
+    compare(loss, 4.453125 / 10, {
+        "the half is missing: 0.5 times the mean": 4.453125 / 5,
+        "you took the smaller error: take the larger, so that going beyond the range gains nothing": 1.640625 / 10,
+        "clipping changes nothing here: clip new_values around the rollout's values, not the returns, and take the larger error":
+            2.640625 / 10,
+        "you use the clipped error alone: take the larger of the two, token by token": 3.453125 / 10,
+        # clipped to 0.625, 1.25, 2.5 | -0.625, 0.75
+        "you clipped to a factor of the old value: the range is values - cliprange_value .. values + cliprange_value": 4.140625 / 10,
         # all clipped to -0.25 .. 0.25: errors 1.5625, 4, 7.5625 | 1.5625, 0.0625
         "you clipped the values around 0: clip them around the rollout's values": 14.9375 / 10,
-        # the old values moved within 0.25 of the new: errors 1, 0.25, 3.0625 | 1, 0.0625
-        "you clipped the old values around the new: it is the new value that may not go far": 7.0625 / 10,
-        "you divided by all columns: the mean is over real tokens alone": 7.890625 / 12,
-        "the padding counted: drop it with torch.where before the sum": (7.890625 + 47.0**2) / 10,
-        "the padding counted, in the sum and in the mean: use the mask": (7.890625 + 47.0**2) / 12,
-        "that is half the sum: divide by the number of real tokens": 7.890625 / 2,
-        "you averaged each response by itself first: sum all tokens and divide once": (5.765625 / 3 + 2.125 / 2) / 4,
+        # the old values moved within 0.25 of the new: errors 1, 0.25, 0.0625 | 1, 0.0625
+        "you clipped the old values around the new: it is the new value that may not go far": 3.125 / 10,
+        "you divided by all columns: the mean is over real tokens alone": 4.453125 / 12,
+        "the padding counted: drop it with torch.where before the sum": (4.453125 + 47.0**2) / 10,
+        "the padding counted, in the sum and in the mean: use the mask": (4.453125 + 47.0**2) / 12,
+        "that is half the sum: divide by the number of real tokens": 4.453125 / 2,
+        "you averaged each response by itself first: sum all tokens and divide once": (2.328125 / 3 + 2.125 / 2) / 4,
     }, "the value loss")
     # a token at its own error: (new_value - return) / 5; a clipped one: 0
-    compare(_gradient(loss, new_values, "new_values", "the value loss"), [[-0.175, 0, -0.4], [0.25, 0, 0]], {
+    compare(_gradient(loss, new_values, "new_values", "the value loss"), [[-0.175, 0, 0], [0.25, 0, 0]], {
         "the number is right, but the gradient inside the range is halved: let it flow through both terms, also the clipped one":
-            [[-0.0875, 0, -0.4], [0.25, 0, 0]],
+            [[-0.0875, 0, 0], [0.25, 0, 0]],
     }, "the number is right, but the gradient to new_values")
 
 
@@ -117,3 +124,6 @@ def check_ppo_loss(ppo_loss):
     }, "the loss")
     compare(_gradient(loss, new_logprobs, "new_logprobs", "the loss"), [[0, 2 / 3], [-1 / 3, 0]], {}, "the gradient to new_logprobs")
     compare(_gradient(loss, new_values, "new_values", "the loss"), [[-0.125, 0], [0.875 / 3, 0]], {}, "the gradient to new_values")
+
+
+check_ppo_loss.builds_on = ("policy_loss", "value_loss")

@@ -22,7 +22,7 @@ def compute_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask
     Args:
         scores: (B,) one number a response.
         logprobs, ref_logprobs: (B, R) of the response tokens under the policy and under the reference.
-        mask: (B, R) bool, True at real tokens, which come first in each row; logprobs may hold anything behind them.
+        mask: (B, R) bool, True at real tokens, which come first in each row; logprobs may hold any finite number behind them.
         kl_coef: what one nat of KL costs.
 
     Returns:

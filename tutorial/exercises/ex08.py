@@ -11,7 +11,7 @@ def policy_loss(new_logprobs: Tensor, logprobs: Tensor, advantages: Tensor, mask
         new_logprobs: (B, R) under the weights being trained; the gradient flows through these.
         logprobs: (B, R) of the rollout, fixed.
         advantages: (B, R)
-        mask: (B, R) bool, True at real tokens; the other tensors may hold anything where it is False.
+        mask: (B, R) bool, True at real tokens; the other tensors may hold any finite number where it is False.
         cliprange: the ratio is clipped to 1 - cliprange .. 1 + cliprange.
 
     Returns:
