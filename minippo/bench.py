@@ -215,8 +215,8 @@ def measure_ceilings(sizes: GPT2Config, precision: str, device: torch.device, bu
 def memory_estimate(config: BenchConfig) -> dict[str, int]:
     """Bytes of tensors on the device while this workload trains, by purpose.
 
-    Their sum is an upper estimate of the peak: gradients, activations and key/value cache are not at their largest at the same
-    moment. Fragments, and what the process holds besides tensors, come on top.
+    Their sum estimates the peak (tests/SPEED.md compares): gradients, activations and key/value cache are not at their largest at
+    the same moment; fragments, and what the process holds besides tensors, come on top.
     """
     sizes, size = config.sizes, DTYPES[config.precision].itemsize
     L, C, V, N = sizes.n_layer, sizes.n_embd, sizes.vocab_size, parameter_count(sizes)

@@ -159,3 +159,19 @@ def compute_rewards__score_replaces(scores, logprobs, ref_logprobs, mask, kl_coe
     """the score replaced the KL"""
     end = at_the_end(torch.ones_like(scores), mask).bool()
     return torch.where(end, scores[:, None], penalty(logprobs, ref_logprobs, mask, kl_coef))
+
+
+def compute_rewards__k3(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """that is k3"""
+    k1 = logprobs - ref_logprobs
+    return torch.where(mask, -kl_coef * ((-k1).exp() - 1 + k1), 0.0) + at_the_end(scores, mask)
+
+
+def compute_rewards__subtracted(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """the score is subtracted"""
+    return penalty(logprobs, ref_logprobs, mask, kl_coef) - at_the_end(scores, mask)
+
+
+def compute_rewards__every_column(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """every column got the score"""
+    return penalty(logprobs, ref_logprobs, mask, kl_coef) + scores[:, None]

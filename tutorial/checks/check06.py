@@ -62,6 +62,12 @@ def check_compute_rewards(compute_rewards):
         "you cut off the negative ones: they must stay, or the mean is no KL": [[-0.125, 0.0, 1.5], [0.0, -1.375, 0.0]],
         # half the squares: 0.125, 0.03125, 2 | 2, 1.125
         "that is k2: here the penalty is k1, the plain difference": [[-0.03125, -0.0078125, 1.5], [-0.5, -1.28125, 0.0]],
+        # 0.1065, 0.0340, 1.1353 | 4.3891, 0.7231
+        "that is k3: here the penalty is k1, the plain difference":
+            [[-0.0266327, -0.0085064, 1.7161662], [-1.097264, -1.1807826, 0.0]],
+        "the score is subtracted: it is earned, add it": [[-0.125, 0.0625, -2.5], [0.5, 0.625, 0.0]],
+        "every column got the score, the padding too: it is paid once, on the last token":
+            [[1.875, 2.0625, 1.5], [-0.5, -1.375, -1.0]],
         "the score is not there: add it on the last token": [[-0.125, 0.0625, -0.5], [0.5, -0.375, 0.0]],
         "the KL is not there": [[0.0, 0.0, 2.0], [0.0, -1.0, 0.0]],
         "the score replaced the KL of the last token: add it": [[-0.125, 0.0625, 2.0], [0.5, -1.0, 0.0]],
