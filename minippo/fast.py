@@ -64,7 +64,7 @@ class Ragged(NamedTuple):
 class TokenLogprobs(torch.autograd.Function):
     """Log-probability of each target, and the entropy, measured and not trained: logits (N, V), targets (N,) -> (N,), (N,).
 
-    The gradient by hand, d logprob / d logits = one-hot(target) - probs, holds two (N, V) tensors where autograd holds five.
+    The gradient by hand, d logprob / d logits = one-hot(target) - probs: one (N, V) tensor is kept for it and one more is made.
     """
 
     @staticmethod
