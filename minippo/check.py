@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import ppo
 from .gpt2 import GPT2Config, KVCache
-from .policy import GPT2WithValueHead, create_reference_model, evaluate_responses, response_logprobs
+from .policy import GPT2WithValueHead, evaluate_responses, response_logprobs
 from .ppo import PPOConfig, PPOTrainer
 
 # greedy continuation of "The dog" by the public gpt2, from transformers' own tests

@@ -16,7 +16,6 @@ import importlib
 import re
 import sys
 from html import escape
-from pathlib import Path
 from typing import Callable, Sequence
 
 from .build import HERE, chapters, run
