@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -210,3 +211,27 @@ def test_a_reward_model_from_pairs_and_from_labels_scores_a_run(base, tmp_path, 
                      "--batch-size", "2", "--mini-batch-size", "2", "--max-new-tokens", "3", "--device", "cpu"]) == 0
     [line] = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert {f"score/model:{tmp_path / 'rm'}", "score/rule:length"} <= line.keys()
+
+
+class Parsed(Exception):
+    """A command line was accepted; what follows would run it."""
+
+
+def test_every_command_that_the_texts_show_is_accepted(monkeypatch):
+    plain = cli.parse
+
+    def parse(parser, argv):
+        plain(parser, argv)
+        raise Parsed
+
+    monkeypatch.setattr(cli, "parse", parse)
+    root, seen = Path(__file__).parents[1], []
+    for page in [root / "README.md", root / "tests" / "SPEED.md", *(root / "tutorial").glob("*.md")]:
+        text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+        for command in re.findall(r"python -m minippo ([^`\n]+)", text):
+            argv = shlex.split(command.replace("$kl", "0.1"), comments=True)
+            if len(argv) > 1 and "--help" not in argv:                      # a name alone speaks of a command, it does not call it
+                seen.append(command)
+                with pytest.raises(Parsed):
+                    assert cli.main(argv) == 0, f"{page.name}: python -m minippo {command}"
+    assert len(seen) > 20
