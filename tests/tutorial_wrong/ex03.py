@@ -44,6 +44,11 @@ def inverse_cdf__clamped(probs, uniform):
     return (probs.cumsum(-1) <= uniform[:, None]).sum(-1).clamp(max=probs.shape[-1] - 1)
 
 
+def inverse_cdf__multinomial(probs, uniform):
+    """random numbers of its own"""
+    return torch.multinomial(probs, 1).squeeze(-1)
+
+
 def inverse_cdf__kept_dimension(probs, uniform):
     """in shape (B,)"""
     return (probs.cumsum(-1) <= uniform[:, None]).sum(-1, keepdim=True)

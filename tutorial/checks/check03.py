@@ -13,6 +13,9 @@ def check_inverse_cdf(inverse_cdf):
     got = inverse_cdf(probs[rows], uniform)
     if torch.as_tensor(got).shape == (6, 1):
         raise Mistake("one token a row, in shape (B,): squeeze the last dimension")
+    if len(torch.as_tensor(inverse_cdf(torch.full((64, 2), 0.5), torch.full((64,), 0.25))).unique()) > 1:
+        raise Mistake("64 like rows with the same uniform number gave different tokens: this draws random numbers of its own, as "
+                      "torch.multinomial does; use those that are given")
     compare(got, [0, 2, 3, 1, 3, 3], {
         "this is the most likely token, whatever the uniform number says: cumulate the probabilities and look where it falls":
             [2, 2, 2, 1, 1, 1],
