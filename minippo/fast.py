@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 ONEDNN_WEIGHTS = 2**19 if torch.backends.mkldnn.is_available() else math.inf        # linear() asks it from this many weights on
 
@@ -31,6 +32,7 @@ class OneDNNLinear(torch.autograd.Function):
         return onednn(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)                     # (n, M), (n, K)
@@ -82,6 +84,7 @@ class TokenLogprobs(torch.autograd.Function):
         return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None]:
         probs, targets = ctx.saved_tensors
         return (probs * -grad[:, None]).scatter_add_(-1, targets[:, None], grad[:, None]), None
