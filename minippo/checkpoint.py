@@ -316,7 +316,7 @@ def save_state(folder: str | Path, trainer, extra: dict | None = None) -> None:
     scheduler = trainer.lr_scheduler
     state = {"config": asdict(trainer.config), "steps_done": trainer.steps_done, "kl_coef": trainer.kl_controller.value,
              "moments": vars(trainer.moments), "temperature": trainer.temperature, "eos_token_id": trainer.eos_token_id,
-             "optimizer_groups": optimizer["param_groups"], "optimizer_numbers": numbers,
+             "optimizer": type(trainer.optimizer).__name__, "optimizer_groups": optimizer["param_groups"], "optimizer_numbers": numbers,
              "lr_scheduler": None if scheduler is None else scheduler.state_dict(), "torch": torch.__version__,
              "extra": extra or {}}
     with new_folder(Path(folder), whole=True) as temporary:
@@ -330,7 +330,8 @@ def save_state(folder: str | Path, trainer, extra: dict | None = None) -> None:
 def load_state(folder: str | Path, trainer) -> dict:
     """Bring `trainer` to the state of a checkpoint, bit for bit, and return what was passed as `extra`.
 
-    Everything is read, verified and compared with the trainer's shapes before anything changes.
+    Everything is read, verified and compared with the trainer's shapes and optimizer before anything changes. The configuration
+    stays the trainer's own.
     """
     folder = find_folder(Path(folder))
     verify_folder(folder)
@@ -346,6 +347,11 @@ def load_state(folder: str | Path, trainer) -> dict:
                 got = tuple(new[name].shape) if name in new else "missing"
                 raise ValueError(f"{folder}: {name} is {got} in the checkpoint and {tuple(old.shape)} in this trainer: build the "
                                  "trainer with a model of the sizes that the checkpoint was made with")
+    for what, saved, own in (("optimizer", state.get("optimizer", type(trainer.optimizer).__name__), type(trainer.optimizer).__name__),
+                             ("lr_scheduler", state["lr_scheduler"] is not None, trainer.lr_scheduler is not None)):
+        if saved != own:
+            raise ValueError(f"{folder}: {what} is {saved} in the checkpoint and {own} in this trainer: build the trainer as the "
+                             "one that was saved")
     slots: dict[int, dict] = {}
     numbers = {f"optimizer.{name}": value for name, value in state["optimizer_numbers"].items()}
     for name, value in [*tensors.items(), *numbers.items()]:
@@ -359,6 +365,6 @@ def load_state(folder: str | Path, trainer) -> dict:
     trainer.kl_controller.value, trainer.steps_done = state["kl_coef"], state["steps_done"]
     trainer.temperature, trainer.eos_token_id = state["temperature"], state["eos_token_id"]
     vars(trainer.moments).update(state["moments"])
-    if trainer.lr_scheduler is not None and state["lr_scheduler"] is not None:
+    if trainer.lr_scheduler is not None:
         trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
     return state["extra"]

@@ -12,6 +12,7 @@ Shapes: B batch, Q longest query, R most new tokens, S cache length >= Q + R, V 
 from __future__ import annotations
 
 import copy
+import operator
 import weakref
 from dataclasses import dataclass
 from typing import Sequence
@@ -99,7 +100,7 @@ class Sampling:
 def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
     """Sample one token a row: the first whose cumulative probability exceeds the row's uniform number.
 
-    (B, V), (B, 1) -> (B, 1). One uniform a row, where multinomial draws V: faster, and the same draw on every device.
+    (B, V), (B, 1) -> (B, 1). One uniform a row, where multinomial draws V: faster, and from the same uniform on every device.
     """
     cdf = logits.softmax(-1).cumsum(-1)
     return torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True).clamp_max(logits.shape[-1] - 1)
@@ -126,10 +127,10 @@ class Decoder:
         self.pos.copy_(lengths - 1)
         self.last_pos.copy_(lengths + limits - 1)
         self.min_new.copy_(min_new)
-        self.uniforms.copy_(uniforms)
+        self.uniforms[:, :uniforms.shape[1]] = uniforms
         self.failed_at.fill_(self.output.shape[1])
         self.step_index.zero_()
-        self.output.zero_()
+        self.output.fill_(-1)                                                        # no token: 0 may be EOS
 
     def choose(self, logits: Tensor) -> None:
         """Choose each row's next token from its logits (B, V) and move one column on."""
@@ -155,22 +156,22 @@ class Decoder:
 
     def capture(self, model: GPT2) -> torch.cuda.CUDAGraph:
         """Record the step as a CUDA graph; the warm-up steps and the recording change only buffers that reset() sets again."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.step_index.zero_()
+        with torch.cuda.device(model.device):                                        # not always the current one: cuda:1
+            stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self.step_index.zero_()
+                    self.step(model)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.step_index.zero_()
+            with torch.cuda.graph(graph, stream=stream):
                 self.step(model)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.step_index.zero_()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step(model)
-        return graph
+            return graph
 
-    def run(self, model: GPT2, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Prefill the queries (B, Q), then decode until every row has its EOS or the output (B, R) is full."""
-        R, eos = self.output.shape[1], self.sampling.eos_token_id
+    def run(self, model: GPT2, tokens: Tensor, lengths: Tensor, R: int) -> Tensor:
+        """Prefill the queries (B, Q), then decode until every row has its EOS or R tokens."""
+        eos = self.sampling.eos_token_id
         check_every = 1 if tokens.device.type == "cpu" else 16                       # looking is a host sync on a GPU
         hidden = model.hidden(tokens, self.cache)
         self.choose(model.head(hidden[self.cache.rows, lengths - 1]))                # only each query's last position is scored
@@ -244,12 +245,19 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
         ValueError: for bad arguments, before anything runs; FloatingPointError: the model gave NaN logits.
     """
     queries = check_tokens("queries", queries, model.config.vocab_size)
+    top_k, top_p, min_length = top_k or 0, 1.0 if top_p is None else top_p, -1 if min_length is None else min_length
+    if temperature is None or isinstance(eos_token_id, (list, tuple)):
+        raise ValueError(f"generate: expected one temperature and one eos_token_id, got {temperature!r} and {eos_token_id!r}")
     sampling = Sampling(bool(do_sample), float(temperature), int(top_k) if top_k == int(top_k) else top_k, float(top_p),
                         eos_token_id)
     sampling.check(model.config.vocab_size)
     if seed is not None and generator is not None:
         raise ValueError("generate: give a seed or a generator, not both")
-    limits = [max_new_tokens] * len(queries) if isinstance(max_new_tokens, int) else [int(n) for n in max_new_tokens]
+    several = isinstance(max_new_tokens, Sequence) or isinstance(max_new_tokens, Tensor) and max_new_tokens.dim() > 0
+    try:
+        limits = [operator.index(n) for n in (max_new_tokens if several else [max_new_tokens] * len(queries))]
+    except TypeError as error:
+        raise ValueError(f"generate: max_new_tokens must be a whole number, or a list of one for each query, got {max_new_tokens!r}") from error
     if len(limits) != len(queries):
         raise ValueError(f"generate: got {len(limits)} values of max_new_tokens for {len(queries)} queries")
     min_new = [max(0, min_new_tokens, min_length - len(query)) for query in queries]
@@ -269,16 +277,17 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
     longest = max(length + limit for length, limit in zip(lengths, limits))
     uniforms = torch.rand(len(queries), max(limits), generator=generator)
     snapshot = compute_snapshot(model)
-    decoder = decoder_for(model, snapshot, sampling, len(queries), -(-longest // 16) * 16, max(limits))   # S: 16, 32, 48, ...
+    decoder = decoder_for(model, snapshot, sampling, len(queries), -(-longest // 16) * 16, -(-max(limits) // 16) * 16)   # few shapes
     length_tensor = torch.tensor(lengths, device=device)
     decoder.reset(length_tensor, torch.tensor(limits, device=device), torch.tensor(min_new, device=device), uniforms)
-    output = decoder.run(snapshot, tokens, length_tensor)
+    output = decoder.run(snapshot, tokens, length_tensor, max(limits))
 
     rows, failed_at = output.tolist(), decoder.failed_at.tolist()
     ends = [row.index(eos_token_id) + 1 if eos_token_id in row else len(row) for row in rows]
     ends = [min(end, limit) for end, limit in zip(ends, limits)]
     for i, (end, failed) in enumerate(zip(ends, failed_at)):
         if failed < end:
+            _decoders.pop(model, None)              # its cache may hold NaN, which a mask does not stop: 0 * nan
             raise FloatingPointError(f"generate: the model's logits are not finite at token {failed} of row {i}; its weights "
                                      "hold NaN or infinity, or overflow in this precision: go back to an earlier checkpoint")
     return [output[i, :end].clone() for i, end in enumerate(ends)]

@@ -199,7 +199,7 @@ class GPT2(nn.Module):
 
         Without a cache: causal attention over the T tokens. With a cache and no `pos`: the same, and keys and values are kept
         in columns 0..T-1 (prefill). With `pos` (B,) and T = 1: row b's token stands at position pos[b] (decode).
-        `real` (n,) int64 saves work where there is no cache: of the flattened (B * T), all others are padding and come back 0.
+        `real` (n,) int64 saves work where there is no cache: of the flattened (B * T), all others are padding, to be ignored.
         """
         B, T = tokens.shape
         positions = torch.arange(T, device=tokens.device) if pos is None else pos[:, None]

@@ -27,7 +27,7 @@ from .generation import check_tokens, generate
 from .gpt2 import GPT2, GPT2Config
 from .hub import push_folder
 
-CHUNK_LOGITS = 2**28        # logits held at a time, about a gigabyte in fp32; beyond it the head works in chunks of tokens
+CHUNK_LOGITS = 2**28        # logits at a time, a gigabyte in fp32 and at most four with their gradient; beyond it the head works in chunks
 
 
 class GPT2WithValueHead(nn.Module):
@@ -135,7 +135,7 @@ def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) 
     tokens[in_query] = torch.cat(queries)
     tokens[fed & ~in_query] = torch.cat([response[:-1] for response in responses])
     positions, cells, real = (x.flatten().nonzero().squeeze(-1) for x in (predicts, mask, fed))
-    return Alignment(*(x.to(device) for x in (tokens, positions, torch.cat(responses), cells, mask, real)))
+    return Alignment(*(x.to(device, non_blocking=True) for x in (tokens, positions, torch.cat(responses), cells, mask, real)))
 
 
 def response_hidden(transformer: GPT2, aligned: Alignment) -> Tensor:
@@ -208,7 +208,7 @@ def check_pairs(model: GPT2WithValueHead, queries: Sequence[Tensor], responses: 
 @torch.no_grad()
 def response_kl(model: GPT2WithValueHead, reference: GPT2WithValueHead, queries: list[Tensor], responses: list[Tensor],
                 temperature: float = 1.0) -> Tensor:
-    """The exact KL(policy || reference) of the next-token distributions at each response token: (B, R), never negative."""
+    """The exact KL(policy || reference) of the next-token distributions at each response token: (B, R), at least 0 up to rounding."""
     aligned = align(queries, responses, model.device)
     hidden, ref_hidden = (response_hidden(m.transformer, aligned) for m in (model, reference))
     chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_state, save_state
-from .policy import (GPT2WithValueHead, check_pairs, create_reference_model, evaluate_responses, response_kl)
+from .policy import Evaluation, GPT2WithValueHead, check_pairs, create_reference_model, evaluate_responses, response_kl
 
 
 # --- configuration --------------------------------------------------------------------------------------------------
@@ -121,9 +121,10 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
 def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """x with mean 0 (or its own mean, if shift_mean is False) and variance 1 inside the mask, 0 outside."""
-    mean, var = masked_mean(x, mask), masked_var(x, mask)
-    whitened = (x - mean) * torch.rsqrt(var + 1e-8)
-    return torch.where(mask.bool(), whitened if shift_mean else whitened + mean, 0.0)
+    wide = x.double()                   # in fp32 equal numbers differ from their mean by rounding, which a variance of 0 blows up
+    mean, var = masked_mean(wide, mask), masked_var(wide, mask)
+    whitened = (wide - mean) * torch.rsqrt(var + 1e-8)
+    return torch.where(mask.bool(), whitened if shift_mean else whitened + mean, 0.0).to(x.dtype)
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -134,6 +135,7 @@ def check_scores(scores: Sequence | Tensor, responses: list[Tensor]) -> Tensor:
         raise ValueError(f"scores: expected a list of {len(responses)} numbers or a tensor of that length, got {scores!r:.80}")
     if len(scores) != len(responses):
         raise ValueError(f"expected {len(responses)} scores, one for each response, got {len(scores)}")
+    scores = scores.detach().cpu() if isinstance(scores, Tensor) else scores        # one host sync, not one a row
     rows = []
     for i, score in enumerate(scores):
         if not isinstance(score, (Real, Tensor)):
@@ -158,6 +160,7 @@ class RunningMoments:
         self.mean, self.var, self.count = mean, var, count
 
     def update(self, x: Tensor) -> None:
+        x = x.double()                  # in fp32 equal scores would have a tiny variance, and dividing by it blows them up
         n, mean, var = x.numel(), float(x.mean()), float(x.var(unbiased=False))
         total, delta = self.count + n, mean - self.mean
         self.var = (self.var * self.count + var * n + delta**2 * self.count * n / total) / total
@@ -250,7 +253,7 @@ def ppo_loss(new_logprobs: Tensor, new_values: Tensor, logprobs: Tensor, values:
              mask: Tensor, cliprange: float = 0.2, cliprange_value: float = 0.2, vf_coef: float = 0.1,
              entropy: Tensor | None = None, entropy_coef: float = 0.0,
              n_tokens: Tensor | int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped policy and value losses (Schulman et al. 2017, eq. 7 and 9), averaged over real tokens.
+    """The clipped policy loss (Schulman et al. 2017, eq. 7) and value loss (OpenAI baselines, ppo2), averaged over real tokens.
 
     Args:
         new_logprobs, new_values: (b, R) under the weights being trained, with gradients.
@@ -312,7 +315,7 @@ class AdaptiveKLController:
     def update(self, kl: float, n_steps: int) -> None:
         """kl: nats per response, averaged over n_steps responses."""
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.value *= 1 + error * n_steps / self.horizon
+        self.value *= 1 + error * min(n_steps / self.horizon, 1)        # a batch beyond the horizon must not turn the sign
 
 
 class FixedKLController:
@@ -372,6 +375,8 @@ class PPOTrainer:
             raise ValueError(f"the model has {model.config.vocab_size} tokens, the reference {ref_model.config.vocab_size}")
         if lr_scheduler is not None and optimizer is None:
             raise ValueError("lr_scheduler was given without the optimizer that it schedules: pass both")
+        if isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError("lr_scheduler: ReduceLROnPlateau needs a metric at every step: keep it apart and call it with yours")
         if ref_model is model:
             raise ValueError("ref_model is the model itself and would move with it: pass create_reference_model(model) or None")
         self.config, self.model, self.tokenizer = config, model, tokenizer
@@ -393,7 +398,7 @@ class PPOTrainer:
                 block.compile()
             model.transformer.skip_padding = self.ref_model.transformer.skip_padding = False
         if model.device.type == "cuda" and model.transformer.compute_dtype != torch.float32:
-            torch.set_float32_matmul_precision("high")                  # the fp32 head in TF32: its input is bf16-exact anyway
+            torch.set_float32_matmul_precision("high")                  # the fp32 head in TF32, 3 bits more than bf16; process-wide
 
     # --- 1. sampling --------------------------------------------------------------------------------------------------
 
@@ -406,15 +411,16 @@ class PPOTrainer:
             return_prompt: put the query before each response. `step` wants the responses alone.
             length_sampler: called once per query for its max_new_tokens.
             generation_kwargs: those of model.generate. EOS is the tokenizer's unless eos_token_id is given, None included.
+                `step` scores at the temperature of the latest sampling here: sample for an evaluation with model.generate.
         """
         kwargs = {"eos_token_id": getattr(self.tokenizer, "eos_token_id", None), "temperature": self.config.temperature,
                   **generation_kwargs}
-        if "seed" not in kwargs:
+        if kwargs.get("seed") is None:
             kwargs.setdefault("generator", self.generator)
         if length_sampler is not None:
             kwargs["max_new_tokens"] = [int(length_sampler()) for _ in queries]
-        filtered = [name for name in ("top_k", "min_length", "min_new_tokens") if kwargs.get(name, 0) > 0]
-        filtered += ["top_p"] if kwargs.get("top_p", 1) < 1 else []
+        filtered = [name for name in ("top_k", "min_length", "min_new_tokens") if (kwargs.get(name) or 0) > 0]
+        filtered += ["top_p"] if (kwargs.get("top_p") or 1) < 1 else []
         if filtered and not self.warned_of_filters:
             self.warned_of_filters = True
             warnings.warn(f"{', '.join(filtered)}: the responses no longer come from the distribution that step() scores, so KL can "
@@ -524,11 +530,12 @@ class PPOTrainer:
             q, r = [queries[row] for row in rows], [responses[row] for row in rows]
             with torch.set_grad_enabled(self.config.compile):           # a compiled block has another graph without gradients
                 policy = evaluate_responses(self.model, q, r, self.temperature)
+            policy = Evaluation(*(x.detach() for x in policy))          # frees that graph
             reference = evaluate_responses(self.ref_model, q, r, self.temperature)
-            index, width = torch.tensor(rows, device=mask.device), policy.mask.shape[1]
+            index, width = torch.tensor(rows).to(mask.device, non_blocking=True), policy.mask.shape[1]
             mask[index, :width] = policy.mask
-            columns["logprobs"][index, :width] = policy.logprobs.detach()
-            columns["values"][index, :width] = policy.values.detach()
+            columns["logprobs"][index, :width] = policy.logprobs
+            columns["values"][index, :width] = policy.values
             columns["ref_logprobs"][index, :width] = reference.logprobs
             if self.config.kl_penalty == "full":
                 columns["kl"][index, :width] = response_kl(self.model, self.ref_model, q, r, self.temperature)
@@ -540,9 +547,10 @@ class PPOTrainer:
         """The optimization: for every minibatch its gradient, the guards, an optimizer step. Returns averaged statistics."""
         config, history, ratios = self.config, [], []
         counts = {"ppo/updates": 0, "ppo/skipped": 0, "ppo/skipped_nonfinite": 0, "ppo/early_stopped": 0}
+        self.model.zero_grad()                                          # what an interrupted step left, or a backward() of yours
         for minibatch in (minibatch for epoch in epochs for minibatch in epoch):
-            record, ratio, grad_norm = self.minibatch_gradient(queries, responses, rollout, advantages, returns, minibatch)
-            ratios.append(ratio)
+            record, minibatch_ratios, grad_norm = self.minibatch_gradient(queries, responses, rollout, advantages, returns, minibatch)
+            ratios += minibatch_ratios
             finite = math.isfinite(record["ppo/loss/total"]) and math.isfinite(record["ppo/grad_norm"])
             skip = not finite or record["ppo/policy/ratio_mean"] > config.ratio_threshold
             stop = config.early_stopping and record["ppo/policy/approxkl"] > 1.5 * config.target_kl
@@ -557,31 +565,31 @@ class PPOTrainer:
                     torch.nn.utils.clip_grads_with_norm_(self.parameters, config.max_grad_norm, grad_norm)
                 self.optimizer.step()
                 counts["ppo/updates"] += 1
-            self.optimizer.zero_grad()
+            self.model.zero_grad()
             if stop:
                 break
         records = [record for record, applied in history if applied] or [record for record, _ in history]
         means = {name: sum(record[name] for record in records) / len(records) for name in records[0]}
-        return means | counts | {"ppo/policy/ratio": torch.cat(ratios).cpu()}
+        return means | counts | {"ppo/policy/ratio": torch.cat([ratio.cpu()[mask.cpu()] for ratio, mask in ratios])}
 
     def minibatch_gradient(self, queries: list[Tensor], responses: list[Tensor], rollout: Rollout, advantages: Tensor,
-                           returns: Tensor, minibatch: list[list[int]]) -> tuple[dict[str, float], Tensor, Tensor]:
-        """Sum the gradients of the micro-batches; returns statistics, the ratios (tokens,) and the gradient's norm."""
+                           returns: Tensor, minibatch: list[list[int]]) -> tuple[dict[str, float], list, Tensor]:
+        """Sum the gradients of the micro-batches; returns statistics, ratios and mask (b, R) of each, and the gradient's norm."""
         config, totals, ratios = self.config, [], []
         n_tokens = sum(len(responses[row]) for rows in minibatch for row in rows)
         for rows in minibatch:
             new = evaluate_responses(self.model, [queries[row] for row in rows], [responses[row] for row in rows],
                                      self.temperature, entropy_grad=config.entropy_coef > 0)
-            index, width = torch.tensor(rows, device=new.mask.device), new.mask.shape[1]
+            index, width = torch.tensor(rows).to(new.mask.device, non_blocking=True), new.mask.shape[1]
             logprobs, values, A, G = (x[index, :width] for x in (rollout.logprobs, rollout.values, advantages, returns))
             loss, stats = ppo_loss(new.logprobs, new.values, logprobs, values, A, G, new.mask, config.cliprange,
                                    config.cliprange_value, config.vf_coef, new.entropy, config.entropy_coef, n_tokens)
             loss.backward()
             totals.append(torch.stack(list(stats.values())))
-            ratios.append((new.logprobs.detach() - logprobs).exp()[new.mask])
+            ratios.append(((new.logprobs.detach() - logprobs).exp(), new.mask))     # cut out later: indexing here would sync
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         numbers = torch.cat([torch.stack(totals).sum(0), grad_norm[None]]).tolist()     # the one host sync of a minibatch
-        return dict(zip([*stats, "ppo/grad_norm"], numbers)), torch.cat(ratios), grad_norm
+        return dict(zip([*stats, "ppo/grad_norm"], numbers)), ratios, grad_norm
 
     def rollout_stats(self, queries: list[Tensor], responses: list[Tensor], scores: Tensor, rollout: Rollout,
                       non_score_reward: Tensor, returns: Tensor) -> dict:

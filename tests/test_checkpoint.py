@@ -210,6 +210,19 @@ def test_a_resumed_trainer_continues_bit_for_bit(tmp_path):
     assert torch.equal(straight.generator.get_state(), resumed.generator.get_state())
 
 
+def test_another_optimizer_or_scheduler_is_refused_before_anything_changes(tmp_path):
+    trainer = trainer_of()
+    run(trainer, 1)
+    trainer.save_checkpoint(tmp_path / "ck")
+    model = make_policy(seed=7)
+    before = [p.clone() for p in model.parameters()]
+    optimizers = [(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), "optimizer is Adam"), (None, "lr_scheduler is True")]
+    for optimizer, message in optimizers:
+        with pytest.raises(ValueError, match=message):
+            PPOTrainer(PPOConfig(), model, optimizer=optimizer).load_checkpoint(tmp_path / "ck")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 def test_a_checkpoint_is_a_model_folder(tmp_path):
     trainer = trainer_of()
     run(trainer, 1)

@@ -78,6 +78,16 @@ def test_a_response_ends_with_its_first_eos(policy):
     assert len(lengths) > 3 and max(lengths) == 20
 
 
+def test_token_0_may_be_eos(policy):
+    """It is also what an empty cell could hold: the responses are those of a loop that stops at a 0."""
+    queries = make_ragged([3, 5, 1, 4])
+    limits = [torch.tensor(12), 12, 12, 12]                                             # any whole number is a limit
+    for free, ended in zip(generate(policy.transformer, queries, limits, seed=1),
+                           generate(policy.transformer, queries, 12, seed=1, eos_token_id=0), strict=True):
+        row = free.tolist()
+        assert ended.tolist() == row[:row.index(0) + 1 if 0 in row else 12]
+
+
 def test_minimum_lengths_hold_back_eos():
     """A model that always says token 2, its EOS: it stops at once, or right after the minimum.
 
@@ -157,6 +167,9 @@ def test_generation_leaves_no_graph_and_no_mode_behind(policy):
     ([torch.tensor([1])], {"top_k": -1}, "top_k"),
     ([torch.tensor([1])], {"top_k": 2.5}, "top_k"),
     ([torch.tensor([1])], {"max_new_tokens": 0}, "max_new_tokens"),
+    ([torch.tensor([1])], {"max_new_tokens": None}, "max_new_tokens must be a whole number"),
+    ([torch.tensor([1])], {"temperature": None}, "one temperature"),
+    ([torch.tensor([1])], {"eos_token_id": [1, 2]}, "one eos_token_id"),
     ([torch.tensor([1])], {"max_new_tokens": 64}, "64 positions"),
     ([torch.tensor([1])], {"max_new_tokens": [3, 4]}, "2 values of max_new_tokens for 1"),
     ([torch.tensor([1])], {"max_new_tokens": 3, "min_new_tokens": 4}, "minimum of 4"),

@@ -136,6 +136,13 @@ def test_one_element_has_variance_zero_and_whitens_to_zero():
 
 # --- rewards and losses -------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("value", [0.3, 100.3, 1000.1])
+def test_equal_numbers_whiten_to_zero(value):
+    """Their fp32 mean differs from them by rounding, and the variance is 0: the two must not meet in a quotient."""
+    for n in (7, 31, 64):
+        assert not ppo.masked_whiten(torch.full((1, n), value), torch.ones(1, n, dtype=torch.bool)).any()
+
+
 def test_per_token_rewards_are_added_where_they_stand():
     mask = torch.tensor([[True, True, True], [True, False, False]])
     zero = torch.zeros(2, 3)
@@ -184,6 +191,10 @@ def test_running_moments_equal_the_moments_of_everything_seen():
     constant = RunningMoments()
     constant.update(torch.full((4,), 3.0))
     assert constant.std == 1.0                                   # and not 0, which would blow the scores up
+    for n in (10, 64, 128):                                      # whose fp32 mean is not 0.1
+        constant = RunningMoments()
+        constant.update(torch.full((n,), 0.1))
+        assert constant.std == 1.0
 
 
 # --- a step -------------------------------------------------------------------------------------------------------------
@@ -338,6 +349,35 @@ def test_a_skipped_minibatch_leaves_weights_and_adam_alone(fault, monkeypatch):
     stats = trainer.step(QUERIES, RESPONSES, SCORES)
     assert same(before, state_of(trainer)[:-2])
     assert stats["ppo/skipped"] == 4 and stats["ppo/updates"] == 0 and stats["ppo/skipped_nonfinite"] == (4 if fault == "nan" else 0)
+
+
+def test_gradients_that_others_left_do_not_enter_a_step():
+    """An interrupted step leaves some, and so does a backward() of the user's own."""
+    clean, dirty = trainer_of(), trainer_of()
+    for parameter in dirty.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert dirty.step(QUERIES, RESPONSES, SCORES)["ppo/grad_norm"] == clean.step(QUERIES, RESPONSES, SCORES)["ppo/grad_norm"]
+    assert same(weights(clean), weights(dirty))
+
+
+def test_a_scheduler_that_needs_a_metric_is_refused():
+    model = make_policy()
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(ValueError, match="ReduceLROnPlateau"):
+        PPOTrainer(PPOConfig(), model, optimizer=optimizer, lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer))
+
+
+def test_a_seed_of_none_is_the_trainers_generator():
+    one, two = trainer_of(), trainer_of()
+    for a, b in zip(one.generate(QUERIES, seed=None, top_k=None, top_p=None, min_length=None), two.generate(QUERIES), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_kl_coef_stays_positive_however_large_the_batch():
+    """Horizon 10, 128 responses, KL 0: at most 20 % a step."""
+    controller = AdaptiveKLController(0.5, 6.0, 10.0)
+    controller.update(0.0, 128)
+    assert controller.value == pytest.approx(0.4)
 
 
 def test_early_stopping_acts_before_the_optimizer_moves(monkeypatch):
