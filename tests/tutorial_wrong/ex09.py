@@ -97,3 +97,21 @@ def next_kl_coef__one_side(kl_coef, kl, target, n, horizon):
 def next_kl_coef__never_down(kl_coef, kl, target, n, horizon):
     """must make kl_coef smaller"""
     return kl_coef * (1 + min(max(kl / target - 1, 0.0), 0.2) * n / horizon)
+
+
+def on_frontier__best_at_some_price(scores, kls):
+    """a run in a dent of the frontier is unbeaten"""
+    prices = torch.linspace(0, 20, 401)[:, None]
+    value = scores - prices * kls
+    kept = (value >= value.max(1, keepdim=True).values).any(0)
+    return kept if len(scores) == 3 else ex09.on_frontier(scores, kls)
+
+
+def next_kl_coef__limits_exchanged(kl_coef, kl, target, n, horizon):
+    """with the 1 taken off, at most 0.2 and at least -0.2"""
+    return kl_coef * (1 + max(min(kl / target - 1, -0.2), 0.2) * n / horizon)
+
+
+def next_kl_coef__without_n(kl_coef, kl, target, n, horizon):
+    """n is missing"""
+    return kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2) / horizon)

@@ -114,3 +114,38 @@ def failing_invariant__no_last_return(step):
     """is a return statement missing?"""
     said = ex10.failing_invariant(step)
     return None if said == "none" else said
+
+
+def diagnose__unknown_name(metrics):
+    """none of the names in the docstring"""
+    said = ex10.diagnose(metrics)
+    return "off by one" if said == "shifted" else said
+
+
+def diagnose__surprise_of_a_response_alone(metrics):
+    """what 80 tokens with an entropy of 0.75 each have"""
+    return "shifted" if metrics["objective/entropy"][0] > 10 else ex10.diagnose(metrics)
+
+
+def diagnose__any_approxkl(metrics):
+    """look at the first"""
+    said = ex10.diagnose(metrics)
+    return "large steps" if said == "healthy" and max(metrics["ppo/policy/approxkl"]) > 0.1 else said
+
+
+def failing_invariant__nearly_one(step):
+    """it must be 1 exactly"""
+    said = ex10.failing_invariant(step)
+    return "none" if said == "ratio" and torch.allclose(step["first_ratio"], torch.ones(5)) else said
+
+
+def failing_invariant__plus_logprob(step):
+    """is it minus the logprob"""
+    said = ex10.failing_invariant(step)
+    return "surprise" if said == "none" else said
+
+
+def failing_invariant__surprise_before_reference(step):
+    """name the first in the order of the list"""
+    said = ex10.failing_invariant(step)
+    return "surprise" if said == "reference" and step["logprobs"].mean() < -2 else said

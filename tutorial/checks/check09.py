@@ -17,7 +17,8 @@ def check_on_frontier(on_frontier):
         "run 2 has the score of run 1 and pays twice the KL: equal in one and worse in the other is beaten": [1, 1, 1, 1, 0, 0],
         "run 4 pays the KL of run 3 for a lower score: equal in one and worse in the other is beaten": [1, 1, 0, 1, 1, 0],
         "equal in one and worse in the other is beaten, too: at least as good in both, and better in one": [1, 1, 1, 1, 1, 0],
-        "every run beats itself in your comparison: demand that the other is better in one of the two": [0, 0, 0, 0, 0, 0],
+        "no run is left: either every run beats itself (demand that the other is better in one of the two), or an 'or' stands "
+        "where both must hold": [0, 0, 0, 0, 0, 0],
     }, "the frontier")
     if torch.as_tensor(got).dtype != torch.bool:
         raise Mistake(f"expected a bool tensor, which can be used as a mask, got {torch.as_tensor(got).dtype}")
@@ -29,14 +30,23 @@ def check_on_frontier(on_frontier):
     }, "the frontier of runs in no order")
 
 
+    # score 0.2 at KL 1 lies below the line from (0, 0) to (2, 1), and yet no run beats it
+    compare(on_frontier(torch.tensor([0.0, 0.2, 1.0]), torch.tensor([0.0, 1.0, 2.0])), [1, 1, 1], {
+        "you kept the best at some price, score - c * KL: a run in a dent of the frontier is unbeaten, too": [1, 0, 1],
+    }, "the frontier with a dent")
+
+
 def check_next_kl_coef(next_kl_coef):
     # KL 9 for a target of 8: error 1/8; 64 of 512 responses: 0.5 * (1 + 1/8 * 1/8)
     compare(next_kl_coef(0.5, 9.0, 8.0, 64, 512.0), 0.5078125, {
         "the sign is wrong: a KL above its target must make kl_coef larger": 0.4921875,
         "n and horizon are missing: the error acts in full over a whole horizon": 0.5625,
-        "the error is relative: kl / target - 1, not kl - target": 0.5125,                      # 1 clipped to .2: 1 + .2 / 8
+        "your error is 0.2 or more, and should be 9 / 8 - 1 = 0.125: the error is relative, kl / target - 1 (not kl - target), with "
+        "the 1 taken off, at most 0.2 and at least -0.2": 0.5125,                               # .2 instead: 1 + .2 / 8
+        "n is missing: error * n / horizon": 0.5 * (1 + 0.125 / 512),
+        "horizon / n is upside down: error * n / horizon": 1.0,
+        "you divided the difference by kl: the error is relative to the target": 0.5 * (1 + 1 / 9 / 8),
         "you added the correction: it multiplies kl_coef": 0.515625,
-        "this is kl / target without the 1 taken off": 0.5125,
     }, "kl_coef", 1e-6)
     # KL 32: error 3, counted as .2: 0.5 * (1 + .2 / 8)
     compare(next_kl_coef(0.5, 32.0, 8.0, 64, 512.0), 0.5125, {

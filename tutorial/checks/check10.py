@@ -7,7 +7,7 @@ from ..check import Mistake
 HEALTHY = {
     "ppo/mean_scores": [0.25, 0.5, 0.75, 1.0], "objective/kl": [0.0, 0.5, 1.0, 1.25], "objective/entropy": [3.5, 3.25, 3.0, 2.5],
     "ppo/policy/entropy": [0.75, 0.75, 0.5, 0.5], "tokens/responses_len_mean": [5.0] * 4, "ppo/policy/approxkl": [0.01, 0.02, 0.01, 0.01],
-    "ppo/val/error": [0.25, 0.25, 0.125, 0.0625], "ppo/returns/mean": [0.25, 0.375, 0.5, 0.75], "samples/distinct": [0.5, 0.5, 0.375, 0.25],
+    "ppo/policy/clipfrac": [0.1, 0.1, 0.0, 0.0], "ppo/val/error": [0.25, 0.25, 0.125, 0.0625], "ppo/returns/mean": [0.25, 0.375, 0.5, 0.75], "samples/distinct": [0.5, 0.5, 0.375, 0.25],
 }
 CASES = [       # what differs from a healthy run, the fault, what to say
     ({}, "healthy", "this run is healthy: score and KL rise together and stay small, and the first step holds"),
@@ -29,6 +29,16 @@ CASES = [       # what differs from a healthy run, the fault, what to say
      "in the end 2 % of the responses are distinct: collapse, although the KL of 3.5 is no alarm"),
     ({"ppo/returns/mean": [0.0, 0.01, 0.01, 0.02], "ppo/val/error": [1.0, 1.0, 1.0, 1.0]}, "early whitening",
      "the score rose to 1 and the mean return stayed at 0: the returns were made of whitened advantages"),
+    ({"objective/entropy": [60.0, 58.0, 50.0, 44.0], "tokens/responses_len_mean": [80.0] * 4}, "healthy",
+     "a surprise of 60 nats is what 80 tokens with an entropy of 0.75 each have: compare the two"),
+    ({"ppo/mean_scores": [-0.5, 0.0, 0.0, 0.25], "ppo/returns/mean": [-0.25, 0.0, 0.0, 0.05]}, "healthy",
+     "the mean return is near 0 because the score is: early whitening shows where the score has left it behind"),
+    ({"ppo/mean_scores": [0.25, 1.0, 2.0, 3.0], "ppo/returns/mean": [0.25, 0.75, 1.5, 2.5]}, "healthy",
+     "a score of 3 is no fault while the KL is 1.25: what a score can reach is the task's business"),
+    ({"ppo/policy/approxkl": [0.01, 0.02, 0.25, 0.01]}, "healthy",
+     "an approxkl of 0.25 in one later step is no large first step: look at the first"),
+    ({"samples/distinct": [0.5, 0.4, 0.2, 0.15]}, "healthy",
+     "fewer distinct responses are what learning looks like; collapse is nearly none"),
 ]
 
 
@@ -37,6 +47,8 @@ def check_diagnose(diagnose):
         said = diagnose({name: list(numbers) for name, numbers in (HEALTHY | changed).items()})
         if said is None:
             raise Mistake("you returned None: is a return statement missing? A run without a fault is \"healthy\"")
+        if said not in {name for _, name, _ in CASES}:
+            raise Mistake(f"{said!r} is none of the names in the docstring")
         if said != fault:
             raise Mistake(f"{message}; you said {said!r}")
 
@@ -53,11 +65,16 @@ def healthy_step() -> dict:
 def broken_steps():
     """(what differs from a healthy step, the invariant that fails, what to say), the simple ones first."""
     healthy = healthy_step()
-    yield {}, "none", "all five hold here; means are over the mask alone, and the last real token of row 1 is in column 1"
-    # over six cells instead of five the surprise would be 5 / 6 and the entropy of .53 * 5 / 6 = .4417; over the mask 1 and .53
+    yield {}, "none", "all five hold here"
     yield {"entropy": 0.7 * healthy["entropy"]}, "none", "surprise 1 and entropy 0.7 differ by 0.3, less than half of 0.7"
     yield ({"first_ratio": torch.tensor([1.0, 1.25, 0.75, 1.0, 1.0])}, "ratio",
            "ratios of 1.25 and 0.75 have mean 1, and are wrong all the same: every ratio must be 1")
+    for off in (0.75, 1.000001):
+        yield ({"first_ratio": torch.tensor([1.0, 1.0, off, 1.0, 1.0])}, "ratio",
+               f"a ratio of {off} is not 1: the same code scored the same tokens twice, so it must be 1 exactly")
+    for off in (0.01, -0.01, 0.5):
+        yield ({"ref_logprobs": healthy["ref_logprobs"] - torch.tensor([[0.0, 0.0, 0.0], [0.0, off, 0.0]])}, "reference",
+               f"one token differs from the reference by {off}: more than 0.001, on either side, is a difference")
     drift = torch.tensor([[0.5, -0.5, 0.0], [0.0, 0.0, 0.0]])
     yield ({"ref_logprobs": healthy["ref_logprobs"] + drift}, "reference",
            "two tokens differ from the reference by +0.5 and -0.5, which cancel in the mean: compare token by token")
@@ -65,6 +82,9 @@ def broken_steps():
            "the surprise is 8 nats a token and the entropy 1: the log-probabilities belong to other tokens")
     yield ({"logprobs": healthy["logprobs"] / 8, "ref_logprobs": healthy["logprobs"] / 8}, "surprise",
            "the surprise is 0.125 nats a token and the entropy 1: it can be too small, too")
+    small = {"logprobs": healthy["logprobs"] / 4, "ref_logprobs": healthy["logprobs"] / 4}
+    yield (small | {"entropy": healthy["entropy"] / 10}, "surprise",
+           "the surprise is 0.25 nats a token and the entropy 0.1: half of the entropy is 0.05, and they differ by 0.15")
     short = healthy["returns"].clone()
     short[1, 1] = -0.25
     yield ({"returns": short}, "returns",
@@ -75,8 +95,19 @@ def broken_steps():
         leaked = healthy[name].clone()
         leaked[1, 2] = 7.0
         yield ({name: leaked}, "mask", f"{name} holds 7 outside the mask, where everything is 0")
+    far = {"logprobs": 8 * healthy["logprobs"]}                      # from the reference, and from the entropy
+    yield far, "reference", "reference and surprise both fail here: name the first in the order of the list"
+    yield (far | {"ref_logprobs": far["logprobs"], "returns": 0 * healthy["returns"]}, "surprise",
+           "surprise and returns both fail here: name the first in the order of the list")
     yield ({"first_ratio": torch.full((5,), 1.5), "ref_logprobs": healthy["ref_logprobs"] - healthy["mask"] * 0.25}, "ratio",
            "ratio and reference both fail here: name the first in the order of the list")
+
+
+HINTS = {       # what to look at, if this is said of a step in which all five hold
+    "mask": ": outside is ~mask",
+    "surprise": ": is it minus the logprob, and the mean of all real tokens?",
+    "returns": ": only the last real token of a row counts, and in row 1 it stands in column 1",
+}
 
 
 def check_failing_invariant(failing_invariant):
@@ -84,5 +115,7 @@ def check_failing_invariant(failing_invariant):
         said = failing_invariant(healthy_step() | changed)
         if said is None:
             raise Mistake("you returned None: is a return statement missing? Where all five hold it is \"none\"")
+        if said != wanted and not changed:
+            raise Mistake(f"{message}; you said {said!r}{HINTS.get(said, '')}")
         if said != wanted:
             raise Mistake(f"{message}; you said {said!r}")

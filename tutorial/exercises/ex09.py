@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def on_frontier(scores: Tensor, kls: Tensor) -> Tensor:
-    """Which runs are beaten by no other: none has a score as high for a KL as low, and is better in one of the two.
+    """Which runs are beaten by no other. A run beats another with at least its score, at most its KL, and one of the two better.
 
     Args:
         scores: (K,) mean score of each of K runs; more is better.
