@@ -35,11 +35,10 @@ def check_robust_score(robust_score):
         "cheated by brevity: 'Good' alone got full marks; fewer than four words get 0": [1.0, 2 / 3],
     }, "the scores of 'Good' and 'a good joy'")
     compare(score("a good fine film"), [0.5], {"four words are enough: only fewer than four get 0": [0.0]}, "the score of 'a good fine film'")
-    compare(score("Good, FINE and dull."), [1 / 4], {
-        "upper case hides words: 'FINE' is fine": [-1 / 4],
-        "punctuation hides words: 'dull.' is dull": [1 / 2],
-        "punctuation and upper case hide words: cut with _words_of, not with split": [0.0],
-    }, "the score of 'Good, FINE and dull.'")
+    compare(score("BAD, good, joy. fine"), [2 / 4], {
+        "upper case hides words: 'BAD' is bad": [3 / 4],
+        "punctuation hides words: 'joy.' is joy; cut with _words_of, not with split": [1 / 4],
+    }, "the score of 'BAD, good, joy. fine'")
     compare(score(""), [0.0], {}, "the score of an empty response")
 
 
@@ -63,7 +62,11 @@ def check_bradley_terry_loss(bradley_terry_loss):
     }, "the loss")
     far = bradley_terry_loss(torch.tensor([0.0, 300.0]), torch.tensor([200.0, 0.0]))
     if not torch.as_tensor(far).isfinite().all():
-        raise Mistake("a pair 200 apart gives an infinite loss, because its sigmoid is 0 in floats: use torch.nn.functional.logsigmoid")
+        raise Mistake("a pair 200 apart gives an infinite loss: its exp or its sigmoid leaves what floats hold; use "
+                      "torch.nn.functional.logsigmoid")
+    chosen.requires_grad_()
+    if not torch.as_tensor(bradley_terry_loss(chosen, rejected)).requires_grad:
+        raise Mistake("the loss carries no gradient: no .item() and no .detach(), it is to be trained on")
     compare(far, 100.0, {}, "the loss of pairs 200 and 300 apart", tolerance=1e-3)
 
 
@@ -79,3 +82,7 @@ def check_last_token_scores(last_token_scores):
             [[3.0, 1.0, 4.0], [11.0, 5.0, 13.0], [23.0, 17.0, 29.0]],
         "this is one number for the batch: one score a text": 37.0,
     }, "the scores")
+    compare(last_token_scores(torch.tensor([[9.0, 1.0, 5.0, 7.0], [8.0, 2.0, 4.0, 6.0]]), [2, 3]), [1.0, 4.0], {
+        "one too far: the last token stands at length - 1": [5.0, 6.0],
+        "this is the largest score up to the last token: read it at the last token": [9.0, 8.0],
+    }, "the scores of two texts")

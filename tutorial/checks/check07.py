@@ -24,14 +24,18 @@ def check_td_errors(td_errors):
             [[-0.25, 0.0, 2.125], [-1.0, 0.75, 0.0]],
         "the token's own value is not subtracted: a surprise is measured against what was expected":
             [[0.375, 0.5, 3.0], [0.25, 0.75, 0.0]],
+        "the sign is wrong: earned plus expected after, minus expected before": [[0.125, -0.25, -2.0], [0.75, -0.25, 0.0]],
     }, "the TD errors")
+    values, rewards = (torch.where(MASK, x, torch.nan) for x in (VALUES, REWARDS))
+    if not torch.as_tensor(td_errors(values, rewards, MASK.clone(), 0.5)).isfinite().all():
+        raise Mistake("padding may hold nan, and 0 * nan is nan: drop it with torch.where, not by multiplying with the mask")
 
 
 def check_compute_advantages(compute_advantages):
     # lam = 1/4, so each step back carries 1/8: row 0 from the right 2, .25 + .25, -.125 + .0625; row 1 .25, -.75 + .03125
     wanted = torch.tensor([[-0.0625, 0.5, 2.0], [-0.71875, 0.25, 0.0]])
     got = compute_advantages(VALUES.clone(), REWARDS.clone(), MASK.clone(), 0.5, 0.25)
-    if not isinstance(got, tuple) or len(got) != 2:
+    if not isinstance(got, (tuple, list)) or len(got) != 2:
         raise Mistake("expected two results: return advantages, returns")
     advantages, returns = got
     mean, std = 0.39375, 1.0072006                              # of the five real advantages
@@ -43,6 +47,10 @@ def check_compute_advantages(compute_advantages):
         "lam is not used: you carried gamma alone": [[0.5, 1.25, 2.0], [-0.625, 0.25, 0.0]],
         "you ran forwards: an advantage collects what comes later, so start at the last token":
             [[-0.125, 0.234375, 2.029296875], [-0.75, 0.15625, 0.0]],
+        "you ran forwards, through the padding: an advantage collects what comes later, so start at the last token":
+            [[-0.125, 0.234375, 2.029296875], [-0.75, 0.15625, 0.01953125]],
+        "the two results are exchanged: return advantages, returns": [[0.4375, 0.75, 3.0], [0.28125, 0.75, 0.0]],
+        "you added the next surprise alone: it is the next advantage, which holds all later ones": [[-0.09375, 0.5, 2.0], [-0.71875, 0.25, 0.0]],
         "the padding leaked into the real tokens: drop values and rewards outside the mask before the loop":
             [[-0.0625, 0.5, 2.0], [2.71875, 27.75, 0.0]],
         "you used the padding: drop values and rewards outside the mask": [[-0.0625, 0.5, 2.0], [2.71875, 27.75, 60.0]],
@@ -58,6 +66,9 @@ def check_compute_advantages(compute_advantages):
         "the returns were made of whitened advantages: add the values first":
             torch.where(MASK, whitened + VALUES, 0.0),
     }, "the returns")
+
+
+check_compute_advantages.builds_on = ("td_errors",)
 
 
 def check_masked_whiten(masked_whiten):
@@ -77,5 +88,7 @@ def check_masked_whiten(masked_whiten):
     }, "the whitened x")
     single = masked_whiten(torch.tensor([[5.0, 9.0]]), torch.tensor([[True, False]]))
     if not torch.as_tensor(single).isfinite().all():
-        raise Mistake("a single real element gives nan, because n - 1 is 0: clamp it to 1")
+        raise Mistake("a single real element gives nan: n - 1 is 0, clamp it to 1; then its variance is 0, add 1e-8 before the root")
+    if not torch.as_tensor(masked_whiten(torch.where(mask, x, torch.nan), mask)).isfinite().all():
+        raise Mistake("padding may hold nan, and 0 * nan is nan: drop it with torch.where, not by multiplying with the mask")
     compare(single, [[0.0, 0.0]], {}, "a single element, whitened,")

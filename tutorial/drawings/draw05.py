@@ -25,5 +25,5 @@ def histogram(chapter: dict) -> str:
         for i, count in enumerate(counts.tolist()):
             parts.append(rect(41 + i * wide, axes.y(count), wide - 2, axes.y(0) - axes.y(count), color, radius=1, opacity=0.6))
     x = axes.x(chapter["cheated"])
-    parts += [line([(x, 62), (x, axes.y(0))], COLORS["kl"], 1.5, dash=True), text(400, 56, "“wonderful” six times", 12, COLORS["kl"], "end")]
+    parts += [line([(x, 62), (x, axes.y(0))], COLORS["kl"], 1.5, dash=True), text(400, 56, "“never wonderful” six times", 12, COLORS["kl"], "end")]
     return svg(254, parts, "Histogram: good and bad reviews make two hills that overlap; six words lie at the right end.")

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def td_errors(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    values = torch.where(mask, values, 0.0)                     # so the value behind the last real token is 0
+    values = torch.where(mask, values, 0.0)                     # so the value after the last real token is 0
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     return torch.where(mask, rewards + gamma * next_values - values, 0.0)
 
@@ -13,7 +13,7 @@ def td_errors(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float) -> Te
 def compute_advantages(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     deltas = td_errors(values, rewards, mask, gamma)
     advantages = torch.zeros_like(deltas)
-    later = torch.zeros_like(deltas[:, 0])                      # (B,): the advantage of the token behind
+    later = torch.zeros_like(deltas[:, 0])                      # (B,): the advantage of the next token
     for t in reversed(range(deltas.shape[1])):
         later = deltas[:, t] + gamma * lam * later              # padding adds 0 and passes 0 on
         advantages[:, t] = later
