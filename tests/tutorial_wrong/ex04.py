@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from tutorial.solutions import ex04
+
 
 def zeros(head):
     nn.init.zeros_(head.weight)
@@ -129,3 +131,20 @@ def create_reference_model__fresh(model):
 def create_reference_model__a_dictionary(model):
     """expected a module"""
     return copy.deepcopy(model.state_dict())
+
+
+def response_values__detached_trunk(hidden, v_head, query_length, response_length):
+    """no gradient flows into the hidden states"""
+    return ex04.response_values(hidden.detach(), v_head, query_length, response_length)
+
+
+def response_values__squeezed(hidden, v_head, query_length, response_length):
+    """squeeze(-1), not squeeze()"""
+    return ex04.response_values(hidden, v_head, query_length, response_length).squeeze()
+
+
+def create_reference_model__sets_the_mode_back_to_training(model):
+    """a model in eval mode"""
+    twin = copy.deepcopy(model.eval()).requires_grad_(False)
+    model.train()
+    return twin

@@ -156,3 +156,13 @@ def last_token_scores__all_pairs(scores, lengths):
 def last_token_scores__one_number(scores, lengths):
     """one score a text"""
     return scores[torch.arange(len(lengths)), torch.tensor(lengths) - 1].sum()
+
+
+def last_token_scores__largest(scores, lengths):
+    """this is the largest score up to the last token"""
+    return torch.stack([row[:length].max() for row, length in zip(scores, lengths)])
+
+
+def bradley_terry_loss__detached(chosen, rejected):
+    """the loss carries no gradient"""
+    return -torch.nn.functional.logsigmoid(chosen - rejected).mean().detach()

@@ -187,3 +187,10 @@ def masked_whiten__row_by_row(x, mask):
 def masked_whiten__nan_for_one(x, mask):
     """n - 1 is 0"""
     return whiten(x, mask)
+
+
+def td_errors__multiplied_by_the_mask(values, rewards, mask, gamma):
+    """0 * nan is nan"""
+    values, rewards = values * mask, rewards * mask
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+    return (rewards + gamma * next_values - values) * mask

@@ -26,7 +26,7 @@ def check_split_heads(split_heads):
     if got is None:
         raise Mistake("the result is None: is the return statement missing?")
     if not isinstance(got, (tuple, list)) or len(got) != 3:
-        raise Mistake("expected three results: return q, k, v")
+        raise Mistake("expected three results, return q, k, v" + (f"; got {len(got)}: is it chunk(3, dim=-1)?" if hasattr(got, "__len__") else ""))
     for i, (name, part) in enumerate(zip(("q", "k", "v"), got)):
         first = torch.tensor([[[[0.0, 1], [12, 13], [24, 25]], [[2, 3], [14, 15], [26, 27]]]])
         compare(part, first + 4 * i, {
@@ -54,7 +54,12 @@ def check_causal_attention(causal_attention):
 
     got = causal_attention(q.clone(), k.clone(), values.clone())
     if isinstance(got, torch.Tensor) and got.isnan().any():
-        raise Mistake("nan: position 0 has nothing left to look at. A token may look at itself: hide only later positions")
+        empty = got.isnan().any(dim=-1).reshape(-1, 3).any(0).tolist()                      # which of the three positions
+        if empty == [True, False, False]:
+            raise Mistake("nan: position 0 has nothing left to look at. A token may look at itself: hide only later positions")
+        if empty == [False, False, True]:
+            raise Mistake("nan: the last position has nothing left to look at. The mask is upside down: hide later positions, not earlier")
+        raise Mistake("nan: 0 * -inf is nan, and so is the softmax of -inf alone: use masked_fill, and softmax over dim=-1")
     late = torch.tensor([[1 / 7, 0, 0], [1 / 7, 2 / 7, 0], [1 / 21, 4 / 21, 16 / 21]])
     compare(got, mix([1, 0, 0], [1, 2, 0], [1, 4, 16]), {
         "every position sees the future: set q @ k to -inf where the key stands later than the query": mix([1, 2, 4], [1, 2, 4], [1, 4, 16]),

@@ -46,9 +46,17 @@ def check_response_values(response_values):
         "this is every position: cut out the R that predict the response's tokens":
             [[1.5, 1.5, -1.5, 2.5, 8.5, -4.5], [-3.5, -0.5, 3.5, 0.5, -1.5, 4.5]],
         "the bias is missing: call the head, v_head(hidden)": wanted - 0.5,
+        "you went on to the end: T may be larger than Q + R, so end at query_length - 1 + R": [[-1.5, 2.5, 8.5], [3.5, 0.5, -1.5]],
     }, "the values")
+    one = response_values(hidden[:1], head, 3, 1)
+    if tuple(torch.as_tensor(one).shape) != (1, 1):
+        raise Mistake(f"a batch of one response of one token gave shape {tuple(one.shape)}, expected (1, 1): squeeze(-1), not squeeze()")
     if not got.requires_grad:
         raise Mistake("no gradient flows to the head: the values are trained, so no detach and no torch.no_grad here")
+    trunk = hidden.clone().requires_grad_()
+    response_values(trunk, head, 3, 2).sum().backward()
+    if trunk.grad is None:
+        raise Mistake("no gradient flows into the hidden states: the trunk learns from the values, too, so no detach here")
 
 
 def check_create_reference_model(create_reference_model):
@@ -74,3 +82,8 @@ def check_create_reference_model(create_reference_model):
         raise Mistake("you changed the model's mode: copy first, then call eval() on the copy")
     if twin.training:
         raise Mistake("the copy is in training mode: with dropout it would give other numbers each time; call eval()")
+    model.eval()
+    own[0].requires_grad_(False)
+    create_reference_model(model)
+    if model.training or own[0].requires_grad or not own[1].requires_grad:
+        raise Mistake("a model in eval mode, with its first parameter frozen, came back changed: work on the copy alone")
