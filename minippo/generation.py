@@ -257,7 +257,8 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
     try:
         limits = [operator.index(n) for n in (max_new_tokens if several else [max_new_tokens] * len(queries))]
     except TypeError as error:
-        raise ValueError(f"generate: max_new_tokens must be a whole number, or a list of one for each query, got {max_new_tokens!r}") from error
+        raise ValueError("generate: max_new_tokens must be a whole number, or a list of one for each query, "
+                         f"got {max_new_tokens!r}") from error
     if len(limits) != len(queries):
         raise ValueError(f"generate: got {len(limits)} values of max_new_tokens for {len(queries)} queries")
     min_new = [max(0, min_new_tokens, min_length - len(query)) for query in queries]
@@ -277,7 +278,8 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
     longest = max(length + limit for length, limit in zip(lengths, limits))
     uniforms = torch.rand(len(queries), max(limits), generator=generator)
     snapshot = compute_snapshot(model)
-    decoder = decoder_for(model, snapshot, sampling, len(queries), -(-longest // 16) * 16, -(-max(limits) // 16) * 16)   # few shapes
+    S, R = (-(-length // 16) * 16 for length in (longest, max(limits)))                     # 16, 32, 48, ...: few shapes
+    decoder = decoder_for(model, snapshot, sampling, len(queries), S, R)
     length_tensor = torch.tensor(lengths, device=device)
     decoder.reset(length_tensor, torch.tensor(limits, device=device), torch.tensor(min_new, device=device), uniforms)
     output = decoder.run(snapshot, tokens, length_tensor, max(limits))
