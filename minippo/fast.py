@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ONEDNN_WEIGHTS = 2**19 if torch.backends.mkldnn.is_available() else math.inf        # linear() asks it from this many weights on
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")    # the second is private
+ONEDNN_WEIGHTS = 2**19 if HAS_ONEDNN else math.inf          # linear() asks oneDNN from this many weights on
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
