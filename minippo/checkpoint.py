@@ -347,7 +347,8 @@ def load_state(folder: str | Path, trainer) -> dict:
                 got = tuple(new[name].shape) if name in new else "missing"
                 raise ValueError(f"{folder}: {name} is {got} in the checkpoint and {tuple(old.shape)} in this trainer: build the "
                                  "trainer with a model of the sizes that the checkpoint was made with")
-    for what, saved, own in (("optimizer", state.get("optimizer", type(trainer.optimizer).__name__), type(trainer.optimizer).__name__),
+    optimizer = type(trainer.optimizer).__name__
+    for what, saved, own in (("optimizer", state.get("optimizer", optimizer), optimizer),
                              ("lr_scheduler", state["lr_scheduler"] is not None, trainer.lr_scheduler is not None)):
         if saved != own:
             raise ValueError(f"{folder}: {what} is {saved} in the checkpoint and {own} in this trainer: build the trainer as the "
