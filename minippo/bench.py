@@ -231,7 +231,7 @@ def memory_estimate(config: BenchConfig) -> dict[str, int]:
     columns = -(-(config.query_max + config.new_tokens) // 16) * 16     # of the cache, see generation.generate
     return {
         "parameters": 4 * N,
-        "gradients": 4 * (N + 2 * V * C),           # the tied embedding's come in two parts, summed into a third
+        "gradients": 4 * (N + V * C),               # and the table's once more, while that of a second micro-batch is added
         "Adam moments": 8 * N,
         "reference": 4 * (N - blocks) + size * blocks,
         "rollout snapshot": snapshot,

@@ -1,4 +1,4 @@
-"""Three plain operations done faster: products through oneDNN, padding skipped, the gradient of a log-probability by hand.
+"""Plain operations with less work: products through oneDNN, padding skipped, two gradients by hand.
 
 Each gives what the plain lines give, up to rounding, and is tested against them; to understand GPT-2 or PPO you need none.
 
@@ -89,3 +89,24 @@ class TokenLogprobs(torch.autograd.Function):
     def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None]:
         probs, targets = ctx.saved_tensors
         return (probs * -grad[:, None]).scatter_add_(-1, targets[:, None], grad[:, None]), None
+
+
+class TiedEmbedding(torch.autograd.Function):
+    """Rows of a table, and the table for its second use as the head: tokens (...) int64, (V, C) -> (..., C), (V, C).
+
+    The head's gradient is there first, since a backward pass runs backwards; that of the rows is added into it. Autograd would
+    fill a second (V, C) tensor with zeros for them.
+    """
+
+    @staticmethod
+    def forward(ctx, tokens: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(tokens)
+        return F.embedding(tokens, table), table.view_as(table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, grad_table: Tensor) -> tuple[None, Tensor]:
+        tokens, grad = ctx.saved_tensors[0].flatten(), grad.flatten(0, -2)
+        if grad.is_cuda:
+            return None, grad_table.index_put_((tokens,), grad, accumulate=True)    # sorts, where index_add_ sums in any order
+        return None, grad_table.index_add_(0, tokens, grad)

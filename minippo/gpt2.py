@@ -194,16 +194,19 @@ class GPT2(nn.Module):
         native_bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native_bf16 else torch.float32
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None, pos: Tensor | None = None, real: Tensor | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, pos: Tensor | None = None, real: Tensor | None = None,
+               embedded: Tensor | None = None) -> Tensor:
         """The final hidden states, after ln_f: (B, T) int64 -> (B, T, C) fp32.
 
         Without a cache: causal attention over the T tokens. With a cache and no `pos`: the same, and keys and values are kept
         in columns 0..T-1 (prefill). With `pos` (B,) and T = 1: row b's token stands at position pos[b] (decode).
         `real` (n,) int64 saves work where there is no cache: of the flattened (B * T), all others are padding, to be ignored.
+        `embedded` (B, T, C) are the rows of wte, where they have been looked up already.
         """
         B, T = tokens.shape
         positions = torch.arange(T, device=tokens.device) if pos is None else pos[:, None]
-        x = (self.wte(tokens) + self.wpe(positions)).to(self.compute_dtype)       # (B, T, C)
+        embedded = self.wte(tokens) if embedded is None else embedded
+        x = (embedded + self.wpe(positions)).to(self.compute_dtype)               # (B, T, C)
         ragged = Ragged(real, (B, T)) if real is not None and cache is None and self.skip_padding else None
         x = x if ragged is None else ragged.pack(x)
         visible = cache.visible(pos) if pos is not None else None
@@ -217,9 +220,12 @@ class GPT2(nn.Module):
         x = self.ln_f(x.float())
         return x if ragged is None else ragged.pad(x)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits from hidden states, through the transposed token embedding: (N, C) -> (N, V), or (B, T, C) -> (B, T, V); fp32."""
-        return linear(hidden, self.wte.weight)
+    def head(self, hidden: Tensor, table: Tensor | None = None) -> Tensor:
+        """Logits from hidden states, through the transposed token embedding: (N, C) -> (N, V), or (B, T, C) -> (B, T, V); fp32.
+
+        `table` (V, C) is that embedding as fast.TiedEmbedding returns it, where one gradient shall serve both its uses.
+        """
+        return linear(hidden, self.wte.weight if table is None else table)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits: (B, T) int64 -> (B, T, V) fp32."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import load_gpt2, load_value_head, save_model
-from .fast import TokenLogprobs
+from .fast import TiedEmbedding, TokenLogprobs
 from .generation import check_tokens, generate
 from .gpt2 import GPT2, GPT2Config
 from .hub import push_folder
@@ -138,16 +138,16 @@ def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) 
     return Alignment(*(x.to(device, non_blocking=True) for x in (tokens, positions, torch.cat(responses), cells, mask, real)))
 
 
-def response_hidden(transformer: GPT2, aligned: Alignment) -> Tensor:
+def response_hidden(transformer: GPT2, aligned: Alignment, embedded: Tensor | None = None) -> Tensor:
     """The hidden state that predicts each response token: (N, C)."""
-    padded = len(aligned.real) < aligned.tokens.numel()
-    return transformer.hidden(aligned.tokens, real=aligned.real if padded else None).flatten(0, 1)[aligned.positions]
+    real = aligned.real if len(aligned.real) < aligned.tokens.numel() else None
+    return transformer.hidden(aligned.tokens, real=real, embedded=embedded).flatten(0, 1)[aligned.positions]
 
 
-def token_logprobs(transformer: GPT2, hidden: Tensor, targets: Tensor, temperature: float,
-                   entropy_grad: bool) -> tuple[Tensor, Tensor]:
+def token_logprobs(transformer: GPT2, hidden: Tensor, targets: Tensor, temperature: float, entropy_grad: bool,
+                   table: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and the entropy of its distribution: (N, C), (N,) -> (N,), (N,)."""
-    logits = transformer.head(hidden / temperature)                                         # (N, V): what was sampled from
+    logits = transformer.head(hidden / temperature, table)                                  # (N, V): what was sampled from
     if not entropy_grad:
         return TokenLogprobs.apply(logits, targets)
     log_probs = logits.log_softmax(-1)
@@ -165,12 +165,13 @@ def evaluate_responses(model: GPT2WithValueHead, queries: list[Tensor], response
         entropy_grad: let gradients flow through the entropy (for an entropy bonus; otherwise it is only measured).
     """
     aligned = align(queries, responses, model.device)
-    hidden = response_hidden(model.transformer, aligned)                                    # (N, C): the head runs here alone
+    embedded, table = TiedEmbedding.apply(aligned.tokens, model.transformer.wte.weight)     # (B, T-1, C), (V, C)
+    hidden = response_hidden(model.transformer, aligned, embedded)                          # (N, C): the head runs here alone
     chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
     if len(hidden) <= chunk:
-        logprobs, entropy = token_logprobs(model.transformer, hidden, aligned.targets, temperature, entropy_grad)
+        logprobs, entropy = token_logprobs(model.transformer, hidden, aligned.targets, temperature, entropy_grad, table)
     else:                                                            # recomputed in the backward pass, never held whole
-        parts = [checkpoint(token_logprobs, model.transformer, h, t, temperature, entropy_grad, use_reentrant=False)
+        parts = [checkpoint(token_logprobs, model.transformer, h, t, temperature, entropy_grad, table, use_reentrant=False)
                  for h, t in zip(hidden.split(chunk), aligned.targets.split(chunk))]
         logprobs, entropy = (torch.cat(part) for part in zip(*parts))
     values = model.v_head(hidden).squeeze(-1)                                               # (N,)

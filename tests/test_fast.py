@@ -1,4 +1,4 @@
-"""The fast ways equal the plain ones: oneDNN's products, skipped padding, the gradient of log-probabilities by hand."""
+"""The fast ways equal the plain ones: oneDNN's products, skipped padding, two gradients by hand."""
 
 import math
 
@@ -7,7 +7,8 @@ import torch
 
 from conftest import make_ragged
 from minippo import fast
-from minippo.fast import TokenLogprobs
+from minippo import policy as policy_module
+from minippo.fast import TiedEmbedding, TokenLogprobs
 from minippo.policy import response_logprobs, token_logprobs
 
 
@@ -78,6 +79,33 @@ def test_logprobs_without_a_trained_entropy_equal_those_with_one(policy, tempera
         assert entropy.requires_grad == entropy_grad
         gradients = torch.autograd.grad(logprobs.square().sum(), (hidden, policy.transformer.wte.weight))
         results.append((logprobs.detach(), entropy.detach(), *gradients))
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+
+
+def test_both_uses_of_the_token_embedding_share_a_gradient():
+    """Rows 2, 0, 2 of a table with upstream 1, 10, 100, and 7 for all of it: 7 + 10 in row 0, 7 in row 1, 7 + 1 + 100 in row 2."""
+    table = torch.arange(6.0).view(3, 2).requires_grad_()
+    rows, same = TiedEmbedding.apply(torch.tensor([[2, 0, 2]]), table)
+    assert rows.tolist() == [[[4, 5], [0, 1], [4, 5]]] and torch.equal(same, table)
+    upstream, head = torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1).expand(1, 3, 2), torch.full((3, 2), 7.0)
+    (both,) = torch.autograd.grad((rows, same), table, (upstream, head.clone()), retain_graph=True)
+    assert both.tolist() == [[17, 17], [7, 7], [108, 108]]
+    (alone,) = torch.autograd.grad(rows, table, upstream, retain_graph=True)                # a loss that does not reach the head
+    assert alone.tolist() == [[10, 10], [0, 0], [101, 101]]
+    (alone,) = torch.autograd.grad(same, table, head.clone())
+    assert torch.equal(alone, head)
+
+
+@pytest.mark.parametrize("chunk", [2**28, 20])
+def test_the_shared_gradient_is_that_of_two_lookups(policy, monkeypatch, chunk):
+    """response_logprobs against GPT2.forward, where autograd sums the embedding's two gradients; the head in one piece and in many."""
+    monkeypatch.setattr(policy_module, "CHUNK_LOGITS", chunk)
+    query, response, results = torch.tensor([3, 1, 3]), torch.tensor([1, 4, 1, 3]), []
+    logprobs, _, _ = response_logprobs(policy, [query], [response])
+    logits = policy.transformer(torch.cat([query, response])[None, :-1])[0, 2:]
+    plain = logits.log_softmax(-1).gather(-1, response[:, None]).T
+    for values in (logprobs, plain):
+        results.append((values, *torch.autograd.grad(values.square().sum(), list(policy.transformer.parameters()))))
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
 
