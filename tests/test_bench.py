@@ -134,7 +134,7 @@ print(json.dumps(bench.measure(bench.BenchConfig(model="probe", batch=24, **sett
 def test_estimate_against_the_measured_peak():
     """A process of its own, warmed up by a tiny model: the growth of its peak, and the estimate at 0.9 to 1.6 times that.
 
-    The estimate is 367 MB; the growth was 341 to 387 MB in six runs on one machine, as the allocator found more or less room in
+    The estimate is 367 MB; the growth was 341 to 387 MB in five runs on one machine, as the allocator found more or less room in
     what the warm-up had left.
     """
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, timeout=300,
