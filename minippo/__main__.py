@@ -20,15 +20,15 @@ from typing import Callable, get_args, get_origin, get_type_hints
 
 import torch
 
-from . import reward_model
-from .checkpoint import load_gpt2
-from .data import load_labelled, load_pairs
+from .scoring import reward_model
+from .training.data import load_labelled, load_pairs
+from .gpt2 import GPT2
 from .policy import GPT2WithValueHead
 from .ppo import PPOConfig
 from .report import write_report
-from .rewards import RewardError, StopRun
-from .run import RunConfig, load_reward, newest_checkpoint, pick_device, pick_dtype, train
-from .tokenizer import load_tokenizer
+from .scoring.rewards import RewardError, StopRun
+from .training.run import RunConfig, load_reward, newest_checkpoint, pick_device, pick_dtype, train
+from .files.tokenizer import load_tokenizer
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def build(cls: type, given: dict):
 # ---------------------------------------------------------------------------------------------------------------------
 
 def run_demo(argv: list[str]) -> int:
-    from . import demo                                              # here: it is the one thing that a run does not need
+    from .training import demo                                              # here: it is the one thing that a run does not need
     parser = new_parser("demo", "Pretrain a tiny GPT-2, train a reward model, then PPO: about a minute, nothing to download.",
                         "[FLAGS]")
     add_flags(parser, demo.DemoConfig)
@@ -203,7 +203,7 @@ def run_reward_model(argv: list[str]) -> int:
         labelled = load_labelled(given["labels"])
     device, dtype = pick_device(given["device"]), pick_dtype(given["dtype"])
     tokenizer = load_tokenizer(given["model"])
-    model = reward_model.RewardModel.from_gpt2(load_gpt2(given["model"], device, dtype), tokenizer,
+    model = reward_model.RewardModel.from_gpt2(GPT2.from_pretrained(given["model"], device, dtype), tokenizer,
                                                torch.Generator().manual_seed(config.seed))
     if labelled is None:
         result = reward_model.train_on_pairs(model, pairs, config)

@@ -28,7 +28,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from .checkpoint import sync, write_json
+from .files.atomic import write_json
 from .fast import linear
 from .generation import KEPT_DECODERS
 from .gpt2 import GPT2Config
@@ -390,9 +390,5 @@ def run_bench(config: BenchConfig) -> int:
     result = measure(config)
     print_result(config, result)
     if config.json is not None:
-        path = Path(config.json)
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        write_json(temporary, result)
-        sync(temporary)
-        os.replace(temporary, path)
+        write_json(config.json, result)
     return 0

@@ -14,7 +14,7 @@ Shapes: B batch, T sequence length, S cache length, V vocabulary, C width (n_emb
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .fast import Ragged, linear
+from .files.model_folder import check_layers, find_model, read_config, read_weights, save_model
 
 
 @dataclass(frozen=True)
@@ -173,14 +174,25 @@ class GPT2(nn.Module):
     @classmethod
     def from_pretrained(cls, name_or_dir: str, device: str | torch.device | None = None,
                         dtype: torch.dtype | None = None) -> GPT2:
-        """Load a public model ("gpt2", "gpt2-medium", ...) or a model folder; see checkpoint.load_gpt2."""
-        from .checkpoint import load_gpt2       # here, not above: checkpoint.py builds on this file
-        return load_gpt2(name_or_dir, device=device, dtype=dtype)
+        """Load a public model ("gpt2", "gpt2-medium", ...) or a model folder; on CUDA where there is one.
+
+        Raises:
+            FileNotFoundError: no such folder or file. ValueError: a foreign or damaged file, named with what was expected.
+        """
+        folder = find_model(name_or_dir)
+        device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        config = GPT2Config(**read_config(folder))
+        check_layers(folder, config.n_layer)
+        with torch.device("meta"):                                                # shapes without memory; the file's tensors take their place
+            model = cls(config, dtype=dtype)
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        weights = {name: tensor.to(device) for name, tensor in read_weights(folder, shapes)}
+        model.load_state_dict(weights, assign=True)
+        return model
 
     def save_pretrained(self, folder: str, tokenizer=None) -> None:
-        """Write a model folder that transformers' AutoModelForCausalLM loads; see checkpoint.save_model."""
-        from .checkpoint import save_model
-        save_model(folder, self, tokenizer=tokenizer)
+        """Write a model folder that transformers' AutoModelForCausalLM loads; see files/model_folder.py."""
+        save_model(folder, asdict(self.config), dict(self.named_parameters()), tokenizer=tokenizer)
 
     @property
     def device(self) -> torch.device:

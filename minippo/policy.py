@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
+from dataclasses import asdict
 from typing import NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .checkpoint import load_gpt2, load_value_head, save_model
 from .fast import TiedEmbedding, TokenLogprobs
 from .generation import check_tokens, generate
 from .gpt2 import GPT2, GPT2Config
-from .hub import push_folder
+from .files.hub import push_folder
+from .files.model_folder import find_model, read_value_head, save_model
 
 CHUNK_LOGITS = 2**28        # logits at a time, a gigabyte in fp32 and at most four with their gradient; beyond it the head works in chunks
 
@@ -48,17 +50,21 @@ class GPT2WithValueHead(nn.Module):
     def from_pretrained(cls, name_or_dir: str, device: str | torch.device | None = None,
                         dtype: torch.dtype | None = None) -> GPT2WithValueHead:
         """Load a public model or a model folder, with its value head where it has one; on CUDA where there is one."""
-        transformer = load_gpt2(name_or_dir, device=device, dtype=dtype)
+        transformer = GPT2.from_pretrained(name_or_dir, device=device, dtype=dtype)
         with torch.device("meta"):
             model = cls(GPT2Config(vocab_size=1, n_positions=1, n_embd=transformer.config.n_embd, n_layer=1, n_head=1))
         model.transformer = transformer
         model.v_head.to_empty(device=transformer.device)
-        model.v_head.load_state_dict(load_value_head(name_or_dir, transformer.config.n_embd))
+        head = read_value_head(find_model(name_or_dir), transformer.config.n_embd)
+        if head is None:
+            warnings.warn(f"{name_or_dir} has no value head; it starts at zero", stacklevel=2)
+            head = {"weight": torch.zeros(1, transformer.config.n_embd), "bias": torch.zeros(1)}
+        model.v_head.load_state_dict(head)
         return model
 
     def save_pretrained(self, folder: str, tokenizer=None) -> None:
-        """Write the model folder of transformers' layout, the value head in a file of its own; see checkpoint.save_model."""
-        save_model(folder, self.transformer, v_head=self.v_head, tokenizer=tokenizer)
+        """Write the model folder of transformers' layout, the value head in a file of its own; see files/model_folder.py."""
+        save_model(folder, asdict(self.config), dict(self.transformer.named_parameters()), dict(self.v_head.named_parameters()), tokenizer)
 
     def push_to_hub(self, repo_id: str, tokenizer=None, token: str | None = None, private: bool = False,
                     commit_message: str = "Upload a GPT-2 trained with minippo") -> str:

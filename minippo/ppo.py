@@ -33,7 +33,7 @@ from typing import Callable, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from .checkpoint import load_state, save_state
+from .files.checkpoint import load_state, save_state
 from .policy import Evaluation, GPT2WithValueHead, check_pairs, create_reference_model, evaluate_responses, response_kl
 
 

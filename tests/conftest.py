@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, so that numbers are the same on every run, and tiny models."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from minippo.gpt2 import GPT2Config
 from minippo.policy import GPT2WithValueHead
 
+HERE = Path(__file__).resolve().parent
+sys.path += [str(HERE / "files"), str(HERE / "training")]       # some tests use the helpers of others
 torch.set_num_threads(1)
-SHARED_BPE = Path(__file__).resolve().parents[2] / "shared" / "tiktoken-cache"
+SHARED_BPE = HERE.parents[1] / "shared" / "tiktoken-cache"
 if SHARED_BPE.is_dir():
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED_BPE))
 

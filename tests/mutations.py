@@ -36,7 +36,7 @@ TESTS = {
     "generation.py": ["test_generation.py", "test_golden.py", "test_mutation_gaps.py"],
     "gpt2.py": ["test_gpt2.py", "test_golden.py", "test_generation.py", "test_mutation_gaps.py"],
     "fast.py": ["test_fast.py"],
-    "checkpoint.py": ["test_checkpoint.py"],
+    "files/checkpoint.py": ["files/test_checkpoint.py"],
 }
 
 
@@ -329,17 +329,17 @@ MUTATIONS = [
     Mutation("gpt2.py", "x = x + self.attn(", "x = self.attn(", "no residual connection round the attention"),
 
     # --- checkpoints
-    Mutation("checkpoint.py", '    trainer.generator.set_state(tensors["generator"])\n', "",
+    Mutation("files/checkpoint.py", '    trainer.generator.set_state(tensors["generator"])\n', "",
              "sampling starts over after a resume"),
-    Mutation("checkpoint.py", "for name, value in trainer.ref_model.state_dict().items()}",
+    Mutation("files/checkpoint.py", "for name, value in trainer.ref_model.state_dict().items()}",
              "for name, value in trainer.model.state_dict().items()}", "the reference is the policy after a resume"),
-    Mutation("checkpoint.py", 'trainer.kl_controller.value, trainer.steps_done = state["kl_coef"], state["steps_done"]',
+    Mutation("files/checkpoint.py", 'trainer.kl_controller.value, trainer.steps_done = state["kl_coef"], state["steps_done"]',
              'trainer.steps_done = state["steps_done"]', "kl_coef starts over after a resume"),
-    Mutation("checkpoint.py", '    vars(trainer.moments).update(state["moments"])\n', "",
+    Mutation("files/checkpoint.py", '    vars(trainer.moments).update(state["moments"])\n', "",
              "the running scale of scores starts over after a resume"),
-    Mutation("checkpoint.py", 'trainer.optimizer.load_state_dict({"state": slots,',
+    Mutation("files/checkpoint.py", 'trainer.optimizer.load_state_dict({"state": slots,',
              'trainer.optimizer.load_state_dict({"state": {},', "Adam's moments are lost in a resume"),
-    Mutation("checkpoint.py", "if sha256(path) != digest:", "if False:", "a flipped byte goes unnoticed"),
+    Mutation("files/checkpoint.py", "if sha256(path) != digest:", "if False:", "a flipped byte goes unnoticed"),
 ]
 
 

@@ -24,7 +24,7 @@ import torch
 from conftest import make_policy, make_ragged
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
-from minippo.safetensors import read_safetensors, write_safetensors
+from minippo.files.safetensors import read_safetensors, write_safetensors
 
 QUERIES = make_ragged([3, 9, 1, 5] * 4, vocab_size=301)
 

@@ -15,12 +15,12 @@ import torch
 
 from conftest import make_policy, make_ragged
 from minippo import __main__ as cli
-from minippo.checkpoint import verify_folder
+from minippo.files.checkpoint import verify_folder
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
-from minippo.run import newest_checkpoint
-from minippo.safetensors import read_safetensors, write_safetensors
-from minippo.tokenizer import EOS, train_bpe
+from minippo.training.run import newest_checkpoint
+from minippo.files.safetensors import read_safetensors, write_safetensors
+from minippo.files.tokenizer import EOS, train_bpe
 from test_run import forked, start, status_of, write_model
 from test_safetensors import hostile_pickle
 

@@ -15,9 +15,9 @@ from minippo import __main__ as cli
 from minippo.gpt2 import GPT2Config
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig
-from minippo.reward_model import RewardModelConfig
-from minippo.run import Result, RunConfig
-from minippo.tokenizer import train_bpe
+from minippo.scoring.reward_model import RewardModelConfig
+from minippo.training.run import Result, RunConfig
+from minippo.files.tokenizer import train_bpe
 
 REVIEWS = ["the film is a joy", "the film is a bore", "this story is dull", "a dog and a boat"]
 REQUIRED = ["--model", "m", "--prompts", "p.txt", "--reward", "rule:length", "--out", "o"]

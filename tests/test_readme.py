@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import make_policy
-from minippo.tokenizer import load_tokenizer
+from minippo.files.tokenizer import load_tokenizer
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)

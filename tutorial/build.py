@@ -194,10 +194,10 @@ def notebook(path: Path) -> str:
 # --- the metrics page -------------------------------------------------------------------------------------------------
 
 def metrics_page() -> str:
-    from minippo.report import METRICS, _GROUPS
+    from minippo.report.page import METRICS, _GROUPS
     lines = ["# What every metric means", "",
              "Made by `python -m tutorial.build` from the table that the logger and the report use: "
-             "[`METRICS`](../minippo/report.py). Shapes and words: [glossary](glossary.md).", ""]
+             "[`METRICS`](../minippo/report/page.py). Shapes and words: [glossary](glossary.md).", ""]
     for group, metrics in groupby(METRICS, key=lambda metric: metric.group):
         lines += [f"## {_GROUPS[group]}", ""]
         for metric in metrics:

@@ -35,9 +35,9 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from minippo import GPT2Config, GPT2WithValueHead, PPOConfig, PPOTrainer  # noqa: E402
-from minippo.data import make_reviews, review_queries, true_score  # noqa: E402
-from minippo.pretrain import PretrainConfig, pretrain  # noqa: E402
-from minippo.tokenizer import Tokenizer, train_bpe  # noqa: E402
+from minippo.training.data import make_reviews, review_queries, true_score  # noqa: E402
+from minippo.training.pretrain import PretrainConfig, pretrain  # noqa: E402
+from minippo.files.tokenizer import Tokenizer, train_bpe  # noqa: E402
 
 LEARNING, DETAILS, FIGURE = (TESTS / "golden" / name for name in ("learning.csv", "details.csv", "learning.svg"))
 SEEDS = range(5)

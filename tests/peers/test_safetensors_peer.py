@@ -23,9 +23,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from test_safetensors import ACCEPT, CASES, REJECT, bits, raw  # noqa: E402
 
-from minippo.safetensors import _DTYPES, SafetensorsError, read_header, read_safetensors, write_safetensors  # noqa: E402
+from minippo.files.safetensors import _DTYPES, SafetensorsError, read_header, read_safetensors, write_safetensors  # noqa: E402
 
-# words of our message -> the rule of minippo/safetensors.py by which we refuse what the package reads
+# words of our message -> the rule of minippo/files/safetensors.py by which we refuse what the package reads
 STRICTER = {"stands twice": 1, "expected an object": 2, "dtype {": 2, "dtype [": 2, "under an unknown key": 3,
             "is not a whole number": 3, "too many elements": 4, "dtype 'F4'": 5, " values": 6}  # fmt: skip
 

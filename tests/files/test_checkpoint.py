@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from conftest import make_policy, make_ragged
-from minippo import checkpoint
-from minippo.checkpoint import new_folder, verify_folder
+from minippo.files import checkpoint
+from minippo.files.checkpoint import new_folder, verify_folder
 from minippo.gpt2 import GPT2
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
-from minippo.safetensors import read_safetensors, write_safetensors
+from minippo.files.safetensors import read_safetensors, write_safetensors
 
 TOKENS = torch.stack(make_ragged([9, 9]))
 

@@ -38,15 +38,16 @@ from typing import Iterator, NamedTuple
 import torch
 from torch import Tensor
 
-from .checkpoint import load_state, save_state, sync, verify_folder, write_json
+from ..files.atomic import beside, remove_leftovers, write_json
+from ..files.checkpoint import load_state, save_state, verify_folder
 from .data import load_prompts
-from .policy import GPT2WithValueHead
+from ..policy import GPT2WithValueHead
 from .pretrain import Progress
-from .ppo import PPOConfig, PPOTrainer, compute_advantages, compute_rewards
-from .report import write_report
-from .reward_model import RewardModel
-from .rewards import Reward, RewardError, ScoreFn, StopRun, parse_reward
-from .tokenizer import Tokenizer, load_tokenizer
+from ..ppo import PPOConfig, PPOTrainer, compute_advantages, compute_rewards
+from ..report import write_report
+from ..scoring.reward_model import RewardModel
+from ..scoring.rewards import Reward, RewardError, ScoreFn, StopRun, parse_reward
+from ..files.tokenizer import Tokenizer, load_tokenizer
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -181,18 +182,6 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_whole(path: Path, content: dict) -> None:
-    """Write a JSON file that is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        write_json(temporary, content)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 class Log:
     """A file of JSON lines, of whole lines only. A full disk does not stop the run: lines wait until there is room."""
 
@@ -264,6 +253,9 @@ class RunState:
     sizes: dict[str, int] = field(default_factory=dict)                 # bytes of each log that belong to the updates so far
 
 
+OURS = re.compile(r"checkpoint-\d{6,}|config\.json|report\.html|crash-step-\d{6,}\.json")      # what a run writes whole
+
+
 def checkpoints(out: Path) -> list[Path]:
     """The checkpoint folders, oldest first."""
     found = [path for path in out.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{6,}", path.name)]
@@ -285,7 +277,7 @@ def newest_checkpoint(out: Path) -> Path | None:
 
 def remove_old_checkpoints(out: Path, keep: int) -> None:
     for folder in checkpoints(out)[:-keep]:
-        doomed = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+        doomed = beside(folder, "tmp")
         os.rename(folder, doomed)                                       # in one step: half a checkpoint is never seen
         shutil.rmtree(doomed)
 
@@ -307,8 +299,7 @@ def open_folder(out: Path, record: dict, resume: bool, allow_config_change: bool
                          "or --allow-config-change to go on with the new ones")
     for change in changed:
         warn(f"changed: {change}")
-    for leftover in out.glob("*.tmp-*"):                                # of processes that died: under the lock none is alive
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    remove_leftovers(out, OURS)                                         # of processes that died: under the lock none is alive
     newest = newest_checkpoint(out)
     for damaged in [folder for folder in checkpoints(out) if newest and folder.name > newest.name]:
         os.rename(damaged, out / f"damaged-{damaged.name}.{os.getpid()}")       # out of the way of the next one of that update
@@ -507,7 +498,7 @@ def not_finite(job: Job, batch: dict, reason: str) -> FloatingPointError:
     """Write the batch down for inspection; returns the error to raise."""
     path = job.out / f"crash-step-{batch['step']:06d}.json"
     try:
-        write_whole(path, plain(batch | {"error": reason}))
+        write_json(path, plain(batch | {"error": reason}))
         written = f"the batch is in {path}"
     except OSError as error:
         written = f"the batch could not be written ({error})"
@@ -659,7 +650,7 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
         checkpoint = open_folder(out, record, resume, allow_config_change)
         job = prepare(run, config, str(checkpoint or run.model), score_fn)
         state = restore(job, checkpoint)
-        write_whole(out / "config.json", record)
+        write_json(out / "config.json", record)
         logs = {name: Log(out / name, state.sizes.get(name, 0)) for name in ("metrics.jsonl", "samples.jsonl")}
         talk = not (run.quiet or run.one_line)
         if talk:

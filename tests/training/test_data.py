@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from minippo import data
-from minippo.data import (Pair, load_labelled, load_pairs, load_prompts, make_reviews, preference_pairs,
+from minippo.training import data
+from minippo.training.data import (Pair, load_labelled, load_pairs, load_prompts, make_reviews, preference_pairs,
                           review_queries, true_score)
 
-RT_POLARITY = Path(__file__).parents[1] / ".." / "shared" / "rt-polarity"
+RT_POLARITY = Path(__file__).parents[2] / ".." / "shared" / "rt-polarity"
 
 
 def write(path, *lines, encoding="utf-8"):

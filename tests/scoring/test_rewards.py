@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from minippo import rewards
-from minippo.rewards import HumanReward, Reward, RewardError, StopRun, check_scores, parse_reward
+from minippo.scoring import rewards
+from minippo.scoring.rewards import HumanReward, Reward, RewardError, StopRun, check_scores, parse_reward
 
 
 # --- rules ----------------------------------------------------------------------------------------

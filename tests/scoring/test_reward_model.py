@@ -9,13 +9,13 @@ import math
 import pytest
 import torch
 
-from minippo import reward_model as module
+from minippo.scoring import reward_model as module
 from minippo.gpt2 import GPT2, GPT2Config
-from minippo.pretrain import split
-from minippo.reward_model import (HEAD_FILE, Example, RewardModel, RewardModelConfig, batches, preference_loss,
+from minippo.training.pretrain import split
+from minippo.scoring.reward_model import (HEAD_FILE, Example, RewardModel, RewardModelConfig, batches, preference_loss,
                                   train_on_labels, train_on_pairs)
-from minippo.safetensors import read_safetensors, write_safetensors
-from minippo.tokenizer import train_bpe
+from minippo.files.safetensors import read_safetensors, write_safetensors
+from minippo.files.tokenizer import train_bpe
 
 BYTES = train_bpe([], 257)                       # no merges: a token for each byte, then EOS (256)
 CONFIG = GPT2Config(vocab_size=257, n_positions=32, n_embd=16, n_layer=1, n_head=2)

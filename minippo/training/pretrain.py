@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gpt2 import GPT2
+from ..gpt2 import GPT2
 
 
 @dataclass(frozen=True)

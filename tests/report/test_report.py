@@ -14,9 +14,9 @@ import pytest
 import torch
 from conftest import make_policy, make_ragged
 
-from minippo import report
+from minippo.report import page as report
 from minippo.ppo import PPOConfig, PPOTrainer
-from minippo.report import METRICS, findings, metric_of, write_report
+from minippo.report.page import METRICS, findings, metric_of, write_report
 
 CONFIG = {"model": "gpt2", "reward": "0.8*model:rm + 0.2*rule:length", "steps": 20, "seed": 7,
           "ppo": {"batch_size": 64, "learning_rate": 1.41e-5, "target": 6, "adap_kl_ctrl": True}, "run": {"out": "x"}}

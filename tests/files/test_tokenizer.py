@@ -17,11 +17,11 @@ import pytest
 import tiktoken
 import torch
 
-from minippo import tokenizer as module
-from minippo.hub import PUBLIC_MODELS
-from minippo.tokenizer import ALPHABET, EOS, GPT2_FILES, load_tokenizer, train_bpe
+from minippo.files import tokenizer as module
+from minippo.files.hub import PUBLIC_MODELS
+from minippo.files.tokenizer import ALPHABET, EOS, GPT2_FILES, load_tokenizer, train_bpe
 
-CACHE = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or Path(__file__).parents[2] / "shared" / "tiktoken-cache")
+CACHE = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or Path(__file__).parents[3] / "shared" / "tiktoken-cache")
 CACHE_NAMES = {name: hashlib.sha1(url.encode()).hexdigest() for name, (url, _) in GPT2_FILES.items()}
 needs_gpt2 = pytest.mark.skipif(not all((CACHE / name).is_file() for name in CACHE_NAMES.values()),
                                 reason=f"GPT-2's two BPE files are not in {CACHE} (set TIKTOKEN_CACHE_DIR)")

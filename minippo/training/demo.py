@@ -24,15 +24,15 @@ from textwrap import wrap
 
 import torch
 
-from .checkpoint import load_gpt2
 from .data import make_reviews, preference_pairs, review_queries, true_score
-from .gpt2 import GPT2Config
-from .policy import GPT2WithValueHead, response_logprobs
-from .ppo import PPOConfig
+from ..gpt2 import GPT2, GPT2Config
+from ..policy import GPT2WithValueHead, response_logprobs
+from ..ppo import PPOConfig
 from .pretrain import PretrainConfig, pretrain
-from .reward_model import RewardModel, RewardModelConfig, train_on_pairs
-from .run import Result, RunConfig, lock, pick_device, pick_dtype, say, train, write_whole
-from .tokenizer import load_tokenizer, train_bpe
+from ..scoring.reward_model import RewardModel, RewardModelConfig, train_on_pairs
+from .run import Result, RunConfig, lock, pick_device, pick_dtype, say, train
+from ..files.atomic import write_json
+from ..files.tokenizer import load_tokenizer, train_bpe
 
 RESPONSE_TOKENS = 32        # limit of a response; most reviews end by themselves before it
 TEST_OPENINGS = 200         # reviews begun before and after PPO, to measure both
@@ -90,7 +90,7 @@ def make_writer(config: DemoConfig, out: Path) -> None:
 
 def make_reward_model(config: DemoConfig, out: Path) -> None:
     """Stage 2: the writer with another head, trained on preferences."""
-    gpt2 = load_gpt2(str(out / "pretrained"), pick_device(config.device), pick_dtype(config.dtype))
+    gpt2 = GPT2.from_pretrained(out / "pretrained", pick_device(config.device), pick_dtype(config.dtype))
     model = RewardModel.from_gpt2(gpt2, load_tokenizer(out / "pretrained"), torch.Generator().manual_seed(config.seed))
     train_on_pairs(model, preference_pairs(config.pairs, seed=4 * config.seed + 1),
                    RewardModelConfig(learning_rate=1e-3, batch_size=16, seed=config.seed))
@@ -105,7 +105,7 @@ def true_scores(queries: list[str], responses: list[str]) -> list[float]:
 def plan_ppo(config: DemoConfig, out: Path) -> tuple[RunConfig, PPOConfig]:
     """Stage 3: an ordinary training run; the true score has weight 0 in the reward, so it is logged and teaches nothing."""
     run = RunConfig(str(out / "pretrained"), str(out / "prompts.txt"),
-                    f'model:"{out / "reward-model"}" + 0*minippo.demo:true_scores', str(out / "ppo"), config.steps,
+                    f'model:"{out / "reward-model"}" + 0*minippo.training.demo:true_scores', str(out / "ppo"), config.steps,
                     max_new_tokens=RESPONSE_TOKENS, lr_schedule="linear", warmup=config.steps // 10,
                     save_every=20, sample_every=20, one_line=True, device=config.device, dtype=config.dtype)
     ppo = PPOConfig(batch_size=config.batch_size, mini_batch_size=-(-config.batch_size // 2), ppo_epochs=2, seed=config.seed,
@@ -178,7 +178,7 @@ def run_demo(config: DemoConfig) -> int:
     torch.set_num_threads(1)
     try:
         with lock(out):
-            write_whole(out / "demo.json", settings)
+            write_json(out / "demo.json", settings)
             result = run_stages(config, out, run, ppo)
         if result.status:
             say("the same command continues from there")

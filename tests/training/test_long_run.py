@@ -17,7 +17,7 @@ import torch
 
 from conftest import make_policy, make_ragged
 from minippo.ppo import PPOConfig, PPOTrainer
-from minippo.run import RunConfig, train
+from minippo.training.run import RunConfig, train
 from test_run import write_model
 
 

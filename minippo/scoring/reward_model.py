@@ -4,7 +4,7 @@ The score of a text is read at its last token, the one place that has seen all o
 better one, and its loss is -log sigmoid(score of the better - score of the worse) (Bradley and Terry 1952); a label says
 good or bad, and its loss is the same with one score in the place of the difference. So both share one training loop.
 
-    model = RewardModel.from_gpt2(load_gpt2("gpt2"), load_tokenizer("gpt2"))
+    model = RewardModel.from_gpt2(GPT2.from_pretrained("gpt2"), load_tokenizer("gpt2"))
     print(train_on_pairs(model, [("This film", " is a joy.", " is a bore."), ...]))
     model.score(["This film"], [" was a delight."])
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
@@ -27,12 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import as_fp32, load_gpt2, new_folder, write_model
-from .generation import check_tokens, pad_right
-from .gpt2 import GPT2, GPT2Config
-from .pretrain import Progress, split
-from .safetensors import read_safetensors, write_safetensors
-from .tokenizer import load_tokenizer
+from ..files.model_folder import as_fp32, save_model
+from ..generation import check_tokens, pad_right
+from ..gpt2 import GPT2, GPT2Config
+from ..training.pretrain import Progress, split
+from ..files.safetensors import read_safetensors
+from ..files.tokenizer import load_tokenizer
 
 HEAD_FILE = "reward_head.safetensors"
 SCORE_BATCH = 64            # texts per forward pass where no gradient is needed
@@ -42,7 +42,7 @@ MODEL_CARD = """---
 tags: [gpt2, reward-model, rlhf, minippo]
 ---
 
-A reward model: GPT-2 and, in `{head}`, a linear head that reads a score at the last token of query + response.
+A reward model: GPT-2 and, in `reward_head.safetensors`, a linear head that reads a score at the last token of query + response.
 
     from minippo import RewardModel
     RewardModel.from_pretrained("<this folder>").score(["This film"], [" was a delight."])
@@ -104,7 +104,7 @@ class RewardModel(nn.Module):
             raise FileNotFoundError(f"{folder} is no reward model: it has no {HEAD_FILE}; train one with "
                                     "`python -m minippo reward-model`")
         tokenizer = load_tokenizer(folder) if (folder / "vocab.json").is_file() else None
-        model = cls._on(load_gpt2(str(folder), device=device, dtype=dtype), tokenizer)
+        model = cls._on(GPT2.from_pretrained(folder, device=device, dtype=dtype), tokenizer)
         stored, wanted = read_safetensors(path), model.head_state()
         for name in sorted(stored.keys() | wanted.keys()):
             got, expected = (tuple(x[name].shape) if name in x else "nothing" for x in (stored, wanted))
@@ -115,12 +115,8 @@ class RewardModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path, tokenizer=None) -> None:
         """Write the model folder, the head in a file of its own. In a folder that exists, other files stay as they are."""
-        with new_folder(Path(folder), whole=False) as temporary:
-            write_model(temporary, self.transformer, None, tokenizer or self.tokenizer)
-            write_safetensors(temporary / HEAD_FILE, self.head_state())
-            (temporary / "README.md").write_text(MODEL_CARD.format(head=HEAD_FILE), encoding="utf-8")
-            if (Path(folder) / "README.md").exists():
-                (temporary / "README.md").unlink()
+        save_model(folder, asdict(self.config), dict(self.transformer.named_parameters()), tokenizer=tokenizer or self.tokenizer,
+                   card=MODEL_CARD, more={HEAD_FILE: self.head_state()})
 
     def head_state(self) -> dict[str, Tensor]:
         """The tensors of HEAD_FILE, in the model's own memory: r_head.weight (1, C), r_head.bias (1,), gain and bias ()."""

@@ -18,14 +18,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minippo import checkpoint, run as run_module
-from minippo.checkpoint import verify_folder
+from minippo.files import checkpoint
+from minippo.training import run as run_module
+from minippo.files.checkpoint import verify_folder
 from minippo.gpt2 import GPT2Config
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
-from minippo.rewards import RewardError, StopRun
-from minippo.run import Job, Log, RunConfig, differences, learning_rate, lock, next_batch, train
-from minippo.tokenizer import train_bpe
+from minippo.scoring.rewards import RewardError, StopRun
+from minippo.training.run import Job, Log, RunConfig, differences, learning_rate, lock, next_batch, train
+from minippo.files.tokenizer import train_bpe
 
 REVIEWS = ["the film is a joy", "the film is a bore", "this story is dull and long", "a dog and a boat", "it is fun",
            "a long dull evening", "joy and fun for all", "the boat is the star"]
@@ -359,7 +360,7 @@ def deaths(base, tmp_path_factory) -> dict:
     work, here = tmp_path_factory.mktemp("deaths"), Path(__file__).resolve()
     code = "import sys, test_run; from pathlib import Path; test_run.all_deaths(*map(Path, sys.argv[1:]))"
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here.parents[1])])}
+                        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here.parents[2])])}
     done = subprocess.run([sys.executable, "-c", code, base, work], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout) | {"work": work}

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from minippo import demo
-from minippo.data import review_queries
-from minippo.demo import DemoConfig, measure, plan_ppo, run_demo, run_stages
+from minippo.training import demo
+from minippo.training.data import review_queries
+from minippo.training.demo import DemoConfig, measure, plan_ppo, run_demo, run_stages
 from minippo.policy import GPT2WithValueHead
-from minippo.reward_model import RewardModel
-from minippo.run import Result, newest_checkpoint
+from minippo.scoring.reward_model import RewardModel
+from minippo.training.run import Result, newest_checkpoint
 
 # three optimizer steps a stage: it writes noise, but all that the demo does happens
 INSTANT = dict(width=32, reviews=200, pretrain_steps=3, pairs=30, steps=2, batch_size=4, device="cpu")
@@ -82,7 +82,7 @@ def test_the_true_score_is_logged_but_not_rewarded(instant):
     for metrics in map(json.loads, lines):
         model = next(value for name, value in metrics.items() if name.startswith("score/model:"))
         assert metrics["ppo/mean_scores"] == pytest.approx(model, abs=1e-5)
-        assert 0 <= metrics["score/minippo.demo:true_scores"] <= 1
+        assert 0 <= metrics["score/minippo.training.demo:true_scores"] <= 1
 
 
 def test_it_ends_with_the_same_openings_side_by_side_the_numbers_and_the_report(instant):

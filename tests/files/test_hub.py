@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from minippo import hub
-from minippo.hub import HubModel, resolve_model
+from minippo.files import hub
+from minippo.files.hub import HubModel, resolve_model
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TIKTOKEN_CACHE = ROOT.parent / "shared" / "tiktoken-cache"
 COMMIT, OTHER = "a" * 40, "b" * 40
 CONFIG, WEIGHTS = b'{"n_layer": 2}', bytes(range(256)) * 200     # 14 and 51,200 bytes

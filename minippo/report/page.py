@@ -13,13 +13,14 @@ Left out: 1. smoothing, because jitter is information at this size; 2. a plottin
 
 import json
 import math
-import os
 from html import escape
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
+
+from ..files.atomic import write_text
 
 # ---- the metrics: what run.py logs, what this page and the tutorial explain ----
 
@@ -852,19 +853,6 @@ if (data) {
 """
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that no reader ever sees half of it."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(text.encode("utf-8", "replace"))  # half a character in a token must not stop the report
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # still there only when something failed
-
-
 def write_report(run_dir, *more_dirs, out=None) -> Path:
     """Write the report of one run folder, or of several side by side, and return its path.
 
@@ -876,5 +864,5 @@ def write_report(run_dir, *more_dirs, out=None) -> Path:
     if len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=str(folder)) for run, folder in zip(runs, folders)]
     path = Path(out) if out else Path(run_dir) / ("comparison.html" if more_dirs else "report.html")
-    _write_whole(path, _page(runs))
+    write_text(path, _page(runs))
     return path

@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from minippo import safetensors
-from minippo.safetensors import SafetensorsError, iter_safetensors, read_header, read_safetensors, write_safetensors
+from minippo.files import safetensors
+from minippo.files.safetensors import SafetensorsError, iter_safetensors, read_header, read_safetensors, write_safetensors
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def raw(header: str | bytes, data: bytes = b"") -> bytes:
@@ -56,7 +56,7 @@ def torch_bin() -> bytes:
 
 BIG = 2**64 - 2
 ACCEPT = "accept"  # both read it
-REJECT = "reject"  # both refuse it; a number: only we do, by that rule of minippo/safetensors.py
+REJECT = "reject"  # both refuse it; a number: only we do, by that rule of minippo/files/safetensors.py
 CASES = [  # name, file, verdict, words of our message
     ("empty", b"", REJECT, "0 bytes"),
     ("seven bytes", b"\0" * 7, REJECT, "7 bytes"),
@@ -358,7 +358,7 @@ def test_no_module_of_minippo_can_unpickle():
 ATTACK = r"""
 import random, resource, sys, time
 import torch
-from minippo.safetensors import SafetensorsError, read_safetensors, write_safetensors
+from minippo.files.safetensors import SafetensorsError, read_safetensors, write_safetensors
 
 path = sys.argv[1]
 generator = random.Random(0)

@@ -1,0 +1,1 @@
+"""Files and folders on disk: weights, tokenizers, model folders, checkpoints, downloads."""

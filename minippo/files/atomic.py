@@ -1,0 +1,131 @@
+"""Files and folders that are there whole or not at all: written beside their place, synced to the disk, then renamed.
+
+A reader sees the old one or the new one, never half of either, also when the power fails. What a killed process leaves
+behind carries a name that nobody else gives, see TEMPORARY, so that it can be removed without touching anything foreign.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Iterator
+
+TEMPORARY = re.compile(r"(.+)\.(?:tmp|old)-minippo-[0-9a-f]{8}")         # a name of our own making; the group is what it becomes
+
+
+def beside(path: Path, kind: str) -> Path:
+    """A new name beside `path`; kind "tmp": not whole yet; "old": set aside while the new one takes its place."""
+    return path.with_name(f"{path.name}.{kind}-minippo-{uuid.uuid4().hex[:8]}")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk. Windows does not open folders, and needs no call."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file to write into. It stands at `path` when the block ends without an error; before, the old one does.
+
+    A link stays a link: what it points to is replaced.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is there and not a file; choose another place")      # os.replace would replace a device
+    temporary = beside(path, "tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    with new_file(path) as file:
+        file.write(text.encode("utf-8", "replace"))         # half a character, as a cut response has, must not stop a run
+
+
+def write_json(path: str | os.PathLike, content: dict) -> None:
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
+    """A temporary folder to write into; its files are in `folder` when the block ends without an error.
+
+    A new folder appears by one rename. Where one is there already, `whole` puts the new one in its place: whoever calls has
+    made sure that it may go. It is set aside first and removed last; after a crash between the two find_folder puts it back.
+    Otherwise each file is replaced in one step, and foreign files stay. A link stays a link, also to another disk.
+    """
+    folder = Path(os.path.realpath(folder))
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} exists and is not a folder; choose another place")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, aside = beside(folder, "tmp"), beside(folder, "old")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            sync(path)
+        sync(temporary)
+        if folder.exists() and not whole:
+            for path in temporary.iterdir():
+                os.replace(path, folder / path.name)
+            temporary.rmdir()
+            sync(folder)
+        else:
+            if folder.exists():
+                os.rename(folder, aside)
+            os.rename(temporary, folder)
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def find_folder(folder: str | os.PathLike) -> Path:
+    """`folder`, put back if a crash came between setting the old one aside and putting the new one in its place."""
+    folder = Path(os.path.realpath(folder))
+    if not folder.exists() and folder.parent.is_dir():
+        for path in sorted(folder.parent.iterdir()):
+            match = TEMPORARY.fullmatch(path.name)
+            if match and match[1] == folder.name and ".old-" in path.name:
+                os.rename(path, folder)
+                break
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    return folder
+
+
+def remove_leftovers(folder: Path, names: re.Pattern) -> None:
+    """Remove what killed processes left of files and folders whose names match `names`; nothing else."""
+    for path in folder.iterdir():
+        match = TEMPORARY.fullmatch(path.name)
+        if match and names.fullmatch(match[1]):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
