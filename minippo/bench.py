@@ -17,12 +17,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import statistics
-import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Callable
 
 import torch
@@ -32,6 +29,7 @@ from .files.atomic import write_json
 from .fast import linear
 from .generation import KEPT_DECODERS
 from .gpt2 import GPT2Config
+from .metrics import peak_memory
 from .policy import CHUNK_LOGITS, GPT2WithValueHead
 from .ppo import PPOConfig, PPOTrainer
 
@@ -178,9 +176,9 @@ def best_seconds(run: Callable[[], object], device: torch.device, budget: float)
     while True:
         if device.type == "cuda":
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+            start.record(torch.cuda.current_stream(device))             # not always the current device's: cuda:1
             run()
-            stop.record()
+            stop.record(torch.cuda.current_stream(device))
             stop.synchronize()
             best = min(best, start.elapsed_time(stop) / 1000)           # it counts in milliseconds
         else:
@@ -268,18 +266,6 @@ def print_estimate(config: BenchConfig) -> bool:
 
 # --- the measurement ------------------------------------------------------------------------------------------------
 
-def peak_memory(config: BenchConfig) -> int:
-    """Most bytes so far: of tensors on CUDA, of the whole process on a CPU."""
-    if config.on_cuda:
-        return torch.cuda.max_memory_allocated(config.device)
-    status = Path("/proc/self/status")                                  # Linux, where ru_maxrss begins at what the parent held
-    high = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    if high:
-        return 1024 * int(high[1])
-    import resource                                                     # here: Windows has none
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)     # else KiB
-
-
 def make_queries(config: BenchConfig) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(0, config.sizes.vocab_size, (n,), generator=generator) for n in config.query_lengths]
@@ -311,15 +297,16 @@ def run_iteration(config: BenchConfig, trainer: PPOTrainer, queries: list[Tensor
 
 def measure(config: BenchConfig) -> dict:
     """Run the workload, then measure the machine; every number of the report."""
-    at_start = peak_memory(config)
+    device = torch.device(config.device or ("cuda" if config.on_cuda else "cpu"))
+    at_start = peak_memory(device)
     trainer, queries = make_trainer(config), make_queries(config)
-    device, work = trainer.model.device, iteration_work(config.sizes, config.query_lengths, config.new_tokens, config.ppo_epochs,
-                                                        config.updates, DTYPES[config.precision].itemsize)
+    work = iteration_work(config.sizes, config.query_lengths, config.new_tokens, config.ppo_epochs, config.updates,
+                          DTYPES[config.precision].itemsize)
     runs = [run_iteration(config, trainer, queries) for _ in range(config.warmup)]
     start = time.perf_counter(), time.process_time()
     runs += [run_iteration(config, trainer, queries) for _ in range(config.iterations)]
     wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-    peak, prefills = peak_memory(config), []                            # before other shapes and the ceilings take theirs
+    peak, prefills = peak_memory(device), []                            # before other shapes and the ceilings take theirs
     for _ in range(config.iterations + 1):
         start = time.perf_counter()
         trainer.generate(queries, max_new_tokens=1, eos_token_id=None)

@@ -6,8 +6,6 @@ report. The exit code is 0 when all hold.
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
 from typing import Iterator, NamedTuple
@@ -16,7 +14,9 @@ import torch
 from torch import Tensor
 
 from . import ppo
-from .gpt2 import GPT2Config, KVCache
+from .attention import KVCache
+from .gpt2 import GPT2Config
+from .metrics import peak_memory
 from .policy import GPT2WithValueHead, evaluate_responses, response_logprobs
 from .ppo import PPOConfig, PPOTrainer
 
@@ -60,11 +60,13 @@ def check_cache(model: GPT2WithValueHead) -> Row:
     worst = 0.0
     with torch.no_grad():
         full = [gpt2(s[None])[0].log_softmax(-1) for s in sequences]
-        gpt2.hidden(torch.nn.utils.rnn.pad_sequence([q.to(model.device) for q in queries], batch_first=True), cache)
+        padded = torch.nn.utils.rnn.pad_sequence([q.to(model.device) for q in queries], batch_first=True)
+        gpt2.blocks(gpt2.embed(padded, cache.columns[:padded.shape[1]]), cache.prefill())
         for j in range(steps):
             pos = starts + j
             newest = torch.stack([s[p] for s, p in zip(sequences, pos.tolist())])[:, None]
-            logprobs = gpt2.head(gpt2.hidden(newest, cache, pos)[:, 0]).log_softmax(-1)
+            hidden = gpt2.blocks(gpt2.embed(newest, pos[:, None]), cache.decode(pos))
+            logprobs = gpt2.head(hidden[:, 0]).log_softmax(-1)
             expected = torch.stack([f[p] for f, p in zip(full, pos.tolist())])
             worst = max(worst, float((logprobs - expected).abs().max()))
     exact = gpt2.compute_dtype == torch.float32 and model.device.type == "cpu"
@@ -121,13 +123,6 @@ def check_greedy(model: GPT2WithValueHead) -> Row:
     return Row("gpt2: published greedy tokens reproduced", str(agreeing), str(len(GREEDY_TOKENS)), agreeing == len(GREEDY_TOKENS))
 
 
-def peak_memory(device: torch.device) -> float:
-    """Peak memory so far, in MB: of the GPU, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-
-
 def all_checks(name: str | None, device: torch.device, dtype: torch.dtype | None) -> Iterator[Row]:
     """The rows of the table, cheapest first; the model is trained only on a copy of its weights in memory."""
     yield check_gae()
@@ -155,7 +150,7 @@ def all_checks(name: str | None, device: torch.device, dtype: torch.dtype | None
     yield Row("optimizer steps", made, "2 made, 0 skipped", made == "2 made, 0 skipped")
     yield check_precision(model, queries, [r.cpu() for r in responses])
     yield Row("seconds: generate 4 x 16 tokens, step", f"{seconds:.2f}", "", True)
-    yield Row("peak memory, MB", f"{peak_memory(device):.0f}", "", True)
+    yield Row("peak memory, MB", f"{peak_memory(device) / 1e6:.0f}", "", True)
 
 
 def run_checks(model: str | None = None, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> int:

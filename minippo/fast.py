@@ -1,14 +1,18 @@
-"""Plain operations with less work: products through oneDNN, padding skipped, two gradients by hand.
+"""What only speed needs: products through oneDNN, a gradient by hand, one upload for many tensors, settings of torch and malloc.
 
 Each gives what the plain lines give, up to rounding, and is tested against them; to understand GPT-2 or PPO you need none.
 
-Shapes: B batch, T sequence length, n real tokens among the B * T, C width, N rows, V vocabulary.
+Shapes: N rows, K inputs, M outputs, V vocabulary.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
-from typing import NamedTuple
+import os
+from contextlib import contextmanager
+from functools import lru_cache, wraps
+from typing import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -28,15 +32,18 @@ class OneDNNLinear(torch.autograd.Function):
     """`onednn` and its gradient: two products of the same kind."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return onednn(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)                     # (n, M), (n, K)
+        rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)                     # (N, M), (N, K)
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (onednn(grad, weight.T) if for_x else None, onednn(rows.T, inputs.T) if for_weight else None,
                 rows.sum(0) if for_bias else None)
@@ -49,24 +56,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     decode step. For a small matrix the call costs more than it saves.
     """
     large = weight.numel() >= ONEDNN_WEIGHTS and x.numel() > 0
-    if not large or x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+    plain = x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or torch.compiler.is_compiling()
+    if plain or not large:
         return F.linear(x, weight, bias)
     return OneDNNLinear.apply(x, weight, bias) if torch.is_grad_enabled() else onednn(x, weight, bias)
-
-
-class Ragged(NamedTuple):
-    """Where the real tokens of a padded (B, T) batch are. Attention alone needs the padded shape; all else skips the padding."""
-    index: Tensor               # (n,) int64: of each real token among the flattened (B * T)
-    shape: tuple[int, int]      # (B, T)
-
-    def pack(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (n, C)"""
-        return x.flatten(0, 1).index_select(0, self.index)
-
-    def pad(self, x: Tensor) -> Tensor:
-        """(n, C) -> (B, T, C), 0 at the padding"""
-        B, T = self.shape
-        return x.new_zeros(B * T, x.shape[-1]).index_copy_(0, self.index, x).view(B, T, -1)
 
 
 class TokenLogprobs(torch.autograd.Function):
@@ -91,22 +84,72 @@ class TokenLogprobs(torch.autograd.Function):
         return (probs * -grad[:, None]).scatter_add_(-1, targets[:, None], grad[:, None]), None
 
 
-class TiedEmbedding(torch.autograd.Function):
-    """Rows of a table, and the table for its second use as the head: tokens (...) int64, (V, C) -> (..., C), (V, C).
+def upload(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """int64 and bool tensors on `device`, by one copy for all of them: on CUDA each copy costs as much as a small kernel."""
+    if device.type == "cpu":
+        return tensors
+    flat = torch.cat([tensor.flatten().long() for tensor in tensors]).to(device, non_blocking=device.type == "cuda")
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors)]
 
-    The head's gradient is there first, since a backward pass runs backwards; that of the rows is added into it. Autograd would
-    fill a second (V, C) tensor with zeros for them.
+
+@contextmanager
+def torch_modes(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """torch's process-wide switches as our passes need them, and afterwards as they were.
+
+    No inference mode, whose tensors could never be changed in place again, and no autocast: GPT2 chooses its own precisions.
+    On CUDA, where the blocks compute in 16 bits, fp32 products may use TF32: the head then has 3 bits more than bf16. And no
+    cuDNN attention: it plans anew for every shape, otherwise with gradients than without, and the first ratio must be 1.
     """
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        before = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
+        torch.set_float32_matmul_precision("high" if dtype != torch.float32 else before[0])
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before[0])
+            torch.backends.cuda.enable_cudnn_sdp(before[1])
 
-    @staticmethod
-    def forward(ctx, tokens: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(tokens)
-        return F.embedding(tokens, table), table.view_as(table)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor, grad_table: Tensor) -> tuple[None, Tensor]:
-        tokens, grad = ctx.saved_tensors[0].flatten(), grad.flatten(0, -2)
-        if grad.is_cuda:
-            return None, grad_table.index_put_((tokens,), grad, accumulate=True)    # sorts, where index_add_ sums in any order
-        return None, grad_table.index_add_(0, tokens, grad)
+def training_modes(method: Callable) -> Callable:
+    """A method of a trainer, within torch_modes and with gradients, whatever its caller has set."""
+    @wraps(method)
+    def within(self, *args, **kwargs):
+        with torch_modes(self.model.device, self.model.transformer.compute_dtype), torch.enable_grad():
+            return method(self, *args, **kwargs)
+    return within
+
+
+@lru_cache(maxsize=1)               # once a process
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory instead of returning it to the kernel; MINIPPO_MALLOC=0 in the environment switches this off.
+
+    A training step on a CPU frees and asks again for hundreds of megabytes; faulting those pages in anew costs half of the
+    backward pass. The setting holds for the whole process and raises its peak memory by about a tenth.
+    """
+    try:
+        glibc = os.confstr("CS_GNU_LIBC_VERSION")
+    except (AttributeError, ValueError, OSError):                     # another C library, or none
+        return
+    if glibc and os.environ.get("MINIPPO_MALLOC") != "0":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)                                           # M_MMAP_MAX: take large blocks from the heap as well
+        libc.mallopt(-1, -1)                                          # M_TRIM_THRESHOLD: never give its top back
+        libc.mallopt(-2, 256 * 2**20)                                 # M_TOP_PAD: and grow it by this much at a time
+
+
+def prepare_models(model, ref_model, gradient_checkpointing: bool, compiled: bool) -> None:
+    """Set both up for training: what costs memory or time, and no result."""
+    if gradient_checkpointing:
+        model.transformer.gradient_checkpointing = True
+    if compiled:
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)   # blocks share it, for all shapes
+        for block in [*model.transformer.h, *ref_model.transformer.h]:
+            block.compile()
+        model.transformer.skip_padding = ref_model.transformer.skip_padding = False
+    if model.device.type == "cpu":
+        keep_freed_memory()

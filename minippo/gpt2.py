@@ -1,4 +1,4 @@
-"""GPT-2, by hand: tokens -> hidden states -> logits, and the key/value cache that makes decoding cheap.
+"""GPT-2, by hand: tokens -> hidden states -> logits.
 
 Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; openai/gpt-2, src/model.py. Modules carry
 the names of the public checkpoint (wte, wpe, h, ln_1, attn.c_attn, mlp.c_fc, ln_f), so loading it is a copy.
@@ -8,7 +8,7 @@ What was left out, and why:
 2. Attention masks and position ids. Sequences are padded on the right, so causal attention already hides the padding.
 3. Cross-attention, head pruning, gradient clipping, ...: not GPT-2.
 
-Shapes: B batch, T sequence length, S cache length, V vocabulary, C width (n_embd), H heads, D = C / H head size.
+Shapes: B batch, T sequence length, V vocabulary, C width (n_embd).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .fast import Ragged, linear
+from .attention import Context, causal_attention
+from .fast import linear
 from .files.model_folder import check_layers, find_model, read_config, read_weights, save_model
 
 
@@ -48,27 +49,6 @@ class GPT2Config:
             raise ValueError(f"GPT2Config: layer_norm_epsilon must be a number between 0 and 1, got {epsilon!r}")
 
 
-class KVCache:
-    """Keys and values of every layer in buffers of fixed size, so that a decode step always has the same shape.
-
-    Row b holds the tokens of sequence b in columns 0..pos[b]; what lies behind is zero or stale and never attended to.
-    One buffer per layer, (B, H, S, D), zero-filled: an uninitialised NaN would survive the mask (0 * nan).
-    """
-
-    def __init__(self, config: GPT2Config, batch_size: int, length: int, device: torch.device, dtype: torch.dtype):
-        shape = (batch_size, config.n_head, length, config.n_embd // config.n_head)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.rows = torch.arange(batch_size, device=device)
-        self.columns = torch.arange(length, device=device)
-
-    def visible(self, pos: Tensor) -> Tensor:
-        """The additive attention mask (B, 1, 1, S): 0 in the columns up to and including pos, -inf behind."""
-        hidden = self.columns > pos[:, None]                                      # (B, S)
-        mask = torch.zeros(hidden.shape, device=pos.device, dtype=self.keys[0].dtype)
-        return mask.masked_fill_(hidden, -math.inf)[:, None, None]
-
-
 class Linear(nn.Linear):
     """nn.Linear that computes in the dtype of its input: fp32 master weights, a bf16 product where the body runs in bf16."""
 
@@ -93,24 +73,10 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)                    # query, key, value in one product
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, layer: tuple[Tensor, Tensor] | None, cache: KVCache | None,
-                pos: Tensor | None, visible: Tensor | None, ragged: Ragged | None) -> Tensor:
-        C, qkv = x.shape[-1], self.c_attn(x)
-        qkv = qkv if ragged is None else ragged.pad(qkv)
-        B, T, _ = qkv.shape
-        q, k, v = qkv.view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)         # (B, H, T, D)
-        if layer is not None:
-            keys, values = layer                                                  # (B, H, S, D)
-            if pos is None:                                                       # prefill: the queries, padded on the right
-                keys[:, :, :T], values[:, :, :T] = k, v
-            else:                                                                 # decode: each row at its own column
-                keys[cache.rows, :, pos], values[cache.rows, :, pos] = k[:, :, 0], v[:, :, 0]
-                k, v = keys, values
-        # is_causal is aligned to the top left: right for T = T, wrong for one query against a cache, hence the mask there
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None)
-        y = y.transpose(1, 2).reshape(B, T, C)
-        return self.c_proj(y if ragged is None else ragged.pack(y))
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        qkv = self.c_attn(x)                                                      # (B, T, 3C)
+        y = causal_attention(qkv, self.n_head) if context is None else context.attend(qkv, self.n_head)
+        return self.c_proj(y)
 
 
 class MLP(nn.Module):
@@ -131,8 +97,8 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, layer=None, cache=None, pos=None, visible=None, ragged=None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), layer, cache, pos, visible, ragged)       # pre-LN: the residual stream is never normalised
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), context)                                  # pre-LN: the residual stream is never normalised
         return x + self.mlp(self.ln_2(x))
 
 
@@ -152,7 +118,7 @@ class GPT2(nn.Module):
         self.config = config
         self.dtype = dtype
         self.gradient_checkpointing = False     # recompute each block in the backward pass: less memory, a third more work
-        self.skip_padding = True                # where hidden() is told of it; off for torch.compile, which wants few shapes
+        self.skip_padding = True                # in policy.py and reward_model.py; off for torch.compile, which wants few shapes
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)                 # token embedding, and the head: tied
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)                # position embedding
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
@@ -176,14 +142,12 @@ class GPT2(nn.Module):
                         dtype: torch.dtype | None = None) -> GPT2:
         """Load a public model ("gpt2", "gpt2-medium", ...) or a model folder; on CUDA where there is one.
 
-        Raises:
-            FileNotFoundError: no such folder or file. ValueError: a foreign or damaged file, named with what was expected.
+        FileNotFoundError: no such folder or file; ValueError: a foreign or damaged file, named with what was expected.
         """
-        folder = find_model(name_or_dir)
-        device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        folder, device = find_model(name_or_dir), device or ("cuda" if torch.cuda.is_available() else "cpu")
         config = GPT2Config(**read_config(folder))
         check_layers(folder, config.n_layer)
-        with torch.device("meta"):                                                # shapes without memory; the file's tensors take their place
+        with torch.device("meta"):                                                # shapes without memory, for the file's tensors
             model = cls(config, dtype=dtype)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         weights = {name: tensor.to(device) for name, tensor in read_weights(folder, shapes)}
@@ -203,41 +167,25 @@ class GPT2(nn.Module):
         """The precision of the blocks, resolved for the device the weights are on."""
         if self.dtype is not None:
             return self.dtype
-        native_bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native_bf16 else torch.float32
+        native = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None, pos: Tensor | None = None, real: Tensor | None = None,
-               embedded: Tensor | None = None) -> Tensor:
-        """The final hidden states, after ln_f: (B, T) int64 -> (B, T, C) fp32.
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Token and position embeddings, in the precision of the blocks: (B, T) int64, (T,) or (B, T) int64 -> (B, T, C)."""
+        return (self.wte(tokens) + self.wpe(positions)).to(self.compute_dtype)
 
-        Without a cache: causal attention over the T tokens. With a cache and no `pos`: the same, and keys and values are kept
-        in columns 0..T-1 (prefill). With `pos` (B,) and T = 1: row b's token stands at position pos[b] (decode).
-        `real` (n,) int64 saves work where there is no cache: of the flattened (B * T), all others are padding, to be ignored.
-        `embedded` (B, T, C) are the rows of wte, where they have been looked up already.
-        """
-        B, T = tokens.shape
-        positions = torch.arange(T, device=tokens.device) if pos is None else pos[:, None]
-        embedded = self.wte(tokens) if embedded is None else embedded
-        x = (embedded + self.wpe(positions)).to(self.compute_dtype)               # (B, T, C)
-        ragged = Ragged(real, (B, T)) if real is not None and cache is None and self.skip_padding else None
-        x = x if ragged is None else ragged.pack(x)
-        visible = cache.visible(pos) if pos is not None else None
-        for i, block in enumerate(self.h):
-            if cache is not None:
-                x = block(x, (cache.keys[i], cache.values[i]), cache, pos, visible)
-            elif self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, ragged=ragged, use_reentrant=False)
+    def blocks(self, x: Tensor, contexts: list[Context] | None = None) -> Tensor:
+        """All blocks, each in its context of attention.py, and the final layer norm: (B, T, C) -> (B, T, C) fp32."""
+        for block, context in zip(self.h, contexts or [None] * len(self.h)):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, context, use_reentrant=False)
             else:
-                x = block(x, ragged=ragged)
-        x = self.ln_f(x.float())
-        return x if ragged is None else ragged.pad(x)
+                x = block(x, context)
+        return self.ln_f(x.float())
 
-    def head(self, hidden: Tensor, table: Tensor | None = None) -> Tensor:
-        """Logits from hidden states, through the transposed token embedding: (N, C) -> (N, V), or (B, T, C) -> (B, T, V); fp32.
-
-        `table` (V, C) is that embedding as fast.TiedEmbedding returns it, where one gradient shall serve both its uses.
-        """
-        return linear(hidden, self.wte.weight if table is None else table)
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits, through the transposed token embedding: (N, C) -> (N, V), or (B, T, C) -> (B, T, V); fp32."""
+        return linear(hidden, self.wte.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits: (B, T) int64 -> (B, T, V) fp32."""
@@ -246,4 +194,5 @@ class GPT2(nn.Module):
         if tokens.shape[1] > self.config.n_positions:
             raise ValueError(f"sequence of {tokens.shape[1]} tokens, but the model has {self.config.n_positions} positions "
                              "(n_positions): shorten it")
-        return self.head(self.hidden(tokens))
+        positions = torch.arange(tokens.shape[1], device=tokens.device)           # (T,)
+        return self.head(self.blocks(self.embed(tokens, positions)))

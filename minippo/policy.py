@@ -23,11 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .fast import TiedEmbedding, TokenLogprobs
-from .generation import check_tokens, generate
-from .gpt2 import GPT2, GPT2Config
+from .attention import hidden_states
+from .fast import TokenLogprobs, upload
 from .files.hub import push_folder
 from .files.model_folder import find_model, read_value_head, save_model
+from .generation import free_decoders, generate
+from .gpt2 import GPT2, GPT2Config
+from .inputs import check_pairs
 
 CHUNK_LOGITS = 2**28        # logits at a time, a gigabyte in fp32 and at most four with their gradient; beyond it the head works in chunks
 
@@ -51,15 +53,14 @@ class GPT2WithValueHead(nn.Module):
                         dtype: torch.dtype | None = None) -> GPT2WithValueHead:
         """Load a public model or a model folder, with its value head where it has one; on CUDA where there is one."""
         transformer = GPT2.from_pretrained(name_or_dir, device=device, dtype=dtype)
-        with torch.device("meta"):
-            model = cls(GPT2Config(vocab_size=1, n_positions=1, n_embd=transformer.config.n_embd, n_layer=1, n_head=1))
+        with torch.device("meta"):                              # shapes without memory; what was loaded takes their place
+            model = cls(transformer.config)
         model.transformer = transformer
-        model.v_head.to_empty(device=transformer.device)
         head = read_value_head(find_model(name_or_dir), transformer.config.n_embd)
         if head is None:
             warnings.warn(f"{name_or_dir} has no value head; it starts at zero", stacklevel=2)
-            head = {"weight": torch.zeros(1, transformer.config.n_embd), "bias": torch.zeros(1)}
-        model.v_head.load_state_dict(head)
+            head = {name: torch.zeros(p.shape, dtype=torch.float32, device="cpu") for name, p in model.v_head.named_parameters()}
+        model.v_head.load_state_dict({name: x.to(transformer.device) for name, x in head.items()}, assign=True)
         return model
 
     def save_pretrained(self, folder: str, tokenizer=None) -> None:
@@ -83,7 +84,8 @@ class GPT2WithValueHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) int64 -> logits (B, T, V) and values (B, T), both fp32."""
-        hidden = self.transformer.hidden(tokens)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        hidden = self.transformer.blocks(self.transformer.embed(tokens, positions))             # (B, T, C)
         return self.transformer.head(hidden), self.v_head(hidden).squeeze(-1)
 
     def generate(self, queries: Sequence[Tensor], max_new_tokens: int | Sequence[int] = 20, min_new_tokens: int = 0,
@@ -93,6 +95,10 @@ class GPT2WithValueHead(nn.Module):
         """Continue each query; see generation.generate."""
         return generate(self.transformer, queries, max_new_tokens, min_new_tokens, min_length, do_sample, temperature, top_k,
                         top_p, eos_token_id, pad_token_id, seed, generator)
+
+    def free_decoders(self) -> None:
+        """Give back the memory that `generate` keeps for its next call; see generation.free_decoders."""
+        free_decoders(self.transformer)
 
 
 def create_reference_model(model: GPT2WithValueHead) -> GPT2WithValueHead:
@@ -115,45 +121,47 @@ class Evaluation(NamedTuple):
 
 class Alignment(NamedTuple):
     """Where each response token is predicted, for a batch of ragged queries and responses."""
-    tokens: Tensor       # (B, T-1) int64: query then response, right-padded; the last token predicts nothing and is left out
-    positions: Tensor    # (N,) int64: into the flattened (B * (T-1)) positions, the one that predicts each response token
-    targets: Tensor      # (N,) int64: the response tokens
-    cells: Tensor        # (N,) int64: into the flattened (B * R) columns
-    mask: Tensor         # (B, R) bool: real response tokens
-    real: Tensor         # (n,) int64: into the flattened (B * (T-1)) positions, those that are not padding
+    tokens: Tensor              # (B, T-1) int64: query then response, right-padded; the last token predicts nothing and is left out
+    positions: Tensor           # (N,) int64: into the flattened (B * (T-1)) positions, the one that predicts each response token
+    targets: Tensor             # (N,) int64: the response tokens
+    response_index: Tensor      # (N,) int64: into the flattened (B * R) columns
+    mask: Tensor                # (B, R) bool: real response tokens
+    real_index: Tensor          # (n,) int64: into the flattened (B * (T-1)) positions, those that are not padding
 
     def columns(self, values: Tensor) -> Tensor:
         """One number per response token as a padded tensor: (N,) -> (B, R), 0 at the padding."""
         flat = torch.zeros(self.mask.numel(), dtype=values.dtype, device=values.device)
-        return flat.index_put((self.cells,), values).view(self.mask.shape)
+        return flat.index_put((self.response_index,), values).view(self.mask.shape)
 
 
 def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) -> Alignment:
-    """The alignment rule. Worked out on the CPU from lengths, so that it costs no host sync and ignores what tokens are."""
-    Q = torch.tensor([query.numel() for query in queries])[:, None]                         # (B, 1) lengths
-    R = torch.tensor([response.numel() for response in responses])[:, None]
-    columns = torch.arange(int((Q + R).max()) - 1)                                          # (T-1,)
-    fed = columns < Q + R - 1                                                               # (B, T-1): all but the last token
+    """The alignment rule. For one pair it is a slice, hidden[len(query) - 1 : len(query) - 1 + len(response)]; here for ragged rows.
+
+    Worked out on the CPU from lengths, so that it costs no host sync and ignores what tokens are.
+    """
+    Q = torch.tensor([len(query) for query in queries], device="cpu")[:, None]              # (B, 1) lengths
+    R = torch.tensor([len(response) for response in responses], device="cpu")[:, None]
+    columns = torch.arange(int((Q + R).max()) - 1, device="cpu")                            # (T-1,)
+    input_mask = columns < Q + R - 1                                                        # (B, T-1): all but the last token
     in_query = columns < Q
-    predicts = fed & (columns >= Q - 1)                                                     # query_length - 1 + t
-    mask = torch.arange(int(R.max())) < R                                                   # (B, R)
-    tokens = torch.zeros(fed.shape, dtype=torch.long)
+    predicts = input_mask & (columns >= Q - 1)                                              # query_length - 1 + t
+    mask = torch.arange(int(R.max()), device="cpu") < R                                     # (B, R)
+    tokens = torch.zeros(input_mask.shape, dtype=torch.long, device="cpu")
     tokens[in_query] = torch.cat(queries)
-    tokens[fed & ~in_query] = torch.cat([response[:-1] for response in responses])
-    positions, cells, real = (x.flatten().nonzero().squeeze(-1) for x in (predicts, mask, fed))
-    return Alignment(*(x.to(device, non_blocking=True) for x in (tokens, positions, torch.cat(responses), cells, mask, real)))
+    tokens[input_mask & ~in_query] = torch.cat([response[:-1] for response in responses])
+    positions, response_index, real_index = (x.flatten().nonzero().squeeze(-1) for x in (predicts, mask, input_mask))
+    return Alignment(*upload([tokens, positions, torch.cat(responses), response_index, mask, real_index], device))
 
 
-def response_hidden(transformer: GPT2, aligned: Alignment, embedded: Tensor | None = None) -> Tensor:
+def response_hidden(transformer: GPT2, aligned: Alignment) -> Tensor:
     """The hidden state that predicts each response token: (N, C)."""
-    real = aligned.real if len(aligned.real) < aligned.tokens.numel() else None
-    return transformer.hidden(aligned.tokens, real=real, embedded=embedded).flatten(0, 1)[aligned.positions]
+    return hidden_states(transformer, aligned.tokens, aligned.real_index).flatten(0, 1)[aligned.positions]
 
 
-def token_logprobs(transformer: GPT2, hidden: Tensor, targets: Tensor, temperature: float, entropy_grad: bool,
-                   table: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def token_logprobs(transformer: GPT2, hidden: Tensor, targets: Tensor, temperature: float,
+                   entropy_grad: bool) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and the entropy of its distribution: (N, C), (N,) -> (N,), (N,)."""
-    logits = transformer.head(hidden / temperature, table)                                  # (N, V): what was sampled from
+    logits = transformer.head(hidden / temperature)                                         # (N, V): as if the logits were divided
     if not entropy_grad:
         return TokenLogprobs.apply(logits, targets)
     log_probs = logits.log_softmax(-1)
@@ -166,18 +174,17 @@ def evaluate_responses(model: GPT2WithValueHead, queries: list[Tensor], response
     """Score responses under `model`: one code path for rollout, reference and training, so that the first ratio is 1.
 
     Args:
-        queries, responses: B 1-D tensors each, as generation.check_tokens returns them.
+        queries, responses: B 1-D tensors each, as inputs.check_pairs returns them.
         temperature: divides the logits, here as in sampling.
         entropy_grad: let gradients flow through the entropy (for an entropy bonus; otherwise it is only measured).
     """
     aligned = align(queries, responses, model.device)
-    embedded, table = TiedEmbedding.apply(aligned.tokens, model.transformer.wte.weight)     # (B, T-1, C), (V, C)
-    hidden = response_hidden(model.transformer, aligned, embedded)                          # (N, C): the head runs here alone
+    hidden = response_hidden(model.transformer, aligned)                                    # (N, C): the head runs here alone
     chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
     if len(hidden) <= chunk:
-        logprobs, entropy = token_logprobs(model.transformer, hidden, aligned.targets, temperature, entropy_grad, table)
+        logprobs, entropy = token_logprobs(model.transformer, hidden, aligned.targets, temperature, entropy_grad)
     else:                                                            # recomputed in the backward pass, never held whole
-        parts = [checkpoint(token_logprobs, model.transformer, h, t, temperature, entropy_grad, table, use_reentrant=False)
+        parts = [checkpoint(token_logprobs, model.transformer, h, t, temperature, entropy_grad, use_reentrant=False)
                  for h, t in zip(hidden.split(chunk), aligned.targets.split(chunk))]
         logprobs, entropy = (torch.cat(part) for part in zip(*parts))
     values = model.v_head(hidden).squeeze(-1)                                               # (N,)
@@ -194,22 +201,9 @@ def response_logprobs(model: GPT2WithValueHead, queries: Sequence[Tensor], respo
     Returns:
         logprobs (B, R) fp32, values (B, R) fp32, mask (B, R) bool; 0 where the mask is False.
     """
-    queries, responses = check_pairs(model, queries, responses)
+    queries, responses = check_pairs(queries, responses, model.config.vocab_size, model.config.n_positions)
     evaluation = evaluate_responses(model, queries, responses, temperature)
     return evaluation.logprobs, evaluation.values, evaluation.mask
-
-
-def check_pairs(model: GPT2WithValueHead, queries: Sequence[Tensor], responses: Sequence[Tensor]) -> tuple[list, list]:
-    """Queries and responses as checked lists of equal length, each pair within the model's positions; ValueError otherwise."""
-    queries = check_tokens("queries", queries, model.config.vocab_size)
-    responses = check_tokens("responses", responses, model.config.vocab_size)
-    if len(queries) != len(responses):
-        raise ValueError(f"got {len(queries)} queries and {len(responses)} responses; they come in pairs")
-    for i, (query, response) in enumerate(zip(queries, responses)):
-        if len(query) + len(response) > model.config.n_positions:
-            raise ValueError(f"queries[{i}] and responses[{i}] have {len(query)} + {len(response)} tokens together, but the "
-                             f"model has {model.config.n_positions} positions; does the response repeat the query?")
-    return queries, responses
 
 
 @torch.no_grad()

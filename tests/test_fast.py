@@ -1,4 +1,4 @@
-"""The fast ways equal the plain ones: oneDNN's products, skipped padding, two gradients by hand."""
+"""The fast ways equal the plain ones: oneDNN's products, skipped padding, a gradient by hand."""
 
 import math
 
@@ -8,7 +8,8 @@ import torch
 from conftest import make_ragged
 from minippo import fast
 from minippo import policy as policy_module
-from minippo.fast import TiedEmbedding, TokenLogprobs
+from minippo.attention import hidden_states
+from minippo.fast import TokenLogprobs
 from minippo.policy import response_logprobs, token_logprobs
 
 
@@ -43,8 +44,8 @@ def test_skipped_padding_changes_nothing_else(policy, checkpointing):
     model, index = policy.transformer, torch.tensor([0, 1, 2, 6, 7, 8, 9, 10, 11, 12])      # rows of 3, 6 and 1 tokens, T = 6
     tokens = torch.stack(make_ragged([6, 6, 6]))
     model.gradient_checkpointing, results = checkpointing, []
-    for real in (None, index):
-        hidden = model.hidden(tokens, real=real).flatten(0, 1)
+    for real_index in (torch.arange(18), index):
+        hidden = hidden_states(model, tokens, real_index).flatten(0, 1)
         model.zero_grad()
         hidden[index].square().sum().backward()
         results.append((hidden[index].detach(), *(parameter.grad.clone() for parameter in model.parameters())))
@@ -52,7 +53,7 @@ def test_skipped_padding_changes_nothing_else(policy, checkpointing):
     padding = torch.ones(18, dtype=torch.bool).index_fill(0, index, False)
     assert not hidden[padding].any()
     model.skip_padding = False
-    assert model.hidden(tokens, real=index).flatten(0, 1)[padding].all()
+    assert hidden_states(model, tokens, index).flatten(0, 1)[padding].all()
 
 
 def test_gradient_of_logprobs_by_hand():
@@ -82,23 +83,9 @@ def test_logprobs_without_a_trained_entropy_equal_those_with_one(policy, tempera
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
 
-def test_both_uses_of_the_token_embedding_share_a_gradient():
-    """Rows 2, 0, 2 of a table with upstream 1, 10, 100, and 7 for all of it: 7 + 10 in row 0, 7 in row 1, 7 + 1 + 100 in row 2."""
-    table = torch.arange(6.0).view(3, 2).requires_grad_()
-    rows, same = TiedEmbedding.apply(torch.tensor([[2, 0, 2]]), table)
-    assert rows.tolist() == [[[4, 5], [0, 1], [4, 5]]] and torch.equal(same, table)
-    upstream, head = torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1).expand(1, 3, 2), torch.full((3, 2), 7.0)
-    (both,) = torch.autograd.grad((rows, same), table, (upstream, head.clone()), retain_graph=True)
-    assert both.tolist() == [[17, 17], [7, 7], [108, 108]]
-    (alone,) = torch.autograd.grad(rows, table, upstream, retain_graph=True)                # a loss that does not reach the head
-    assert alone.tolist() == [[10, 10], [0, 0], [101, 101]]
-    (alone,) = torch.autograd.grad(same, table, head.clone())
-    assert torch.equal(alone, head)
-
-
 @pytest.mark.parametrize("chunk", [2**28, 20])
-def test_the_shared_gradient_is_that_of_two_lookups(policy, monkeypatch, chunk):
-    """response_logprobs against GPT2.forward, where autograd sums the embedding's two gradients; the head in one piece and in many."""
+def test_scoring_has_the_gradients_of_the_plain_forward_pass(policy, monkeypatch, chunk):
+    """response_logprobs against GPT2.forward; the head in one piece and in many."""
     monkeypatch.setattr(policy_module, "CHUNK_LOGITS", chunk)
     query, response, results = torch.tensor([3, 1, 3]), torch.tensor([1, 4, 1, 3]), []
     logprobs, _, _ = response_logprobs(policy, [query], [response])

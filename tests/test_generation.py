@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import make_policy, make_ragged
-from minippo.generation import Sampling, compute_snapshot, generate, inverse_cdf
+from minippo.generation import Sampling, compute_snapshot, free_decoders, generate, sample
 
 
 def slow_greedy(model, query, n):
@@ -22,17 +22,17 @@ def test_greedy_equals_the_loop_without_a_cache_and_ignores_neighbours(policy):
         assert torch.equal(response, policy.generate([query], max_new_tokens=12, do_sample=False)[0])
 
 
-def test_inverse_cdf_by_hand():
+def test_sample_by_hand():
     """p = (1/4, 1/2, 1/4), cdf = (1/4, 3/4, 1): u in [0, 1/4) gives 0, [1/4, 3/4) gives 1, [3/4, 1) gives 2."""
     logits = torch.tensor([1.0, 2.0, 1.0]).log().expand(6, 3)
     uniform = torch.tensor([[0.0], [0.2], [0.3], [0.7], [0.8], [0.999999]])
-    assert inverse_cdf(logits, uniform).flatten().tolist() == [0, 0, 1, 1, 2, 2]
+    assert sample(logits, uniform).flatten().tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_token_of_probability_zero_is_never_sampled():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, 5)
     uniform = torch.tensor([[0.0], [0.4999], [0.5001], [1 - 2**-24]])
-    assert inverse_cdf(logits, uniform).flatten().tolist() == [1, 1, 3, 3]
+    assert sample(logits, uniform).flatten().tolist() == [1, 1, 3, 3]
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.7}])
@@ -168,7 +168,7 @@ def test_generation_leaves_no_graph_and_no_mode_behind(policy):
     ([torch.tensor([1])], {"top_k": 2.5}, "top_k"),
     ([torch.tensor([1])], {"max_new_tokens": 0}, "max_new_tokens"),
     ([torch.tensor([1])], {"max_new_tokens": None}, "max_new_tokens must be a whole number"),
-    ([torch.tensor([1])], {"temperature": None}, "one temperature"),
+    ([torch.tensor([1])], {"temperature": None}, "one positive number"),
     ([torch.tensor([1])], {"eos_token_id": [1, 2]}, "one eos_token_id"),
     ([torch.tensor([1])], {"max_new_tokens": 64}, "64 positions"),
     ([torch.tensor([1])], {"max_new_tokens": [3, 4]}, "2 values of max_new_tokens for 1"),
@@ -176,7 +176,7 @@ def test_generation_leaves_no_graph_and_no_mode_behind(policy):
     ([torch.tensor([1])], {"eos_token_id": 61}, "eos_token_id"),
     ([torch.tensor([1])], {"seed": 1, "generator": torch.Generator()}, "not both")])
 def test_bad_input_is_named_before_anything_runs(policy, monkeypatch, queries, kwargs, message):
-    monkeypatch.setattr(policy.transformer, "hidden", lambda *args: pytest.fail("the model ran"))
+    monkeypatch.setattr(policy.transformer, "embed", lambda *args: pytest.fail("the model ran"))
     with pytest.raises(ValueError, match=message):
         policy.generate(queries, **kwargs)
 

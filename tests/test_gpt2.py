@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from conftest import make_policy, make_ragged
-from minippo.gpt2 import GPT2, GPT2Config, KVCache
+from minippo.attention import KVCache
+from minippo.gpt2 import GPT2, GPT2Config
 
 
 def test_first_layer_by_hand():
@@ -48,18 +49,18 @@ def test_cached_logits_equal_the_full_forward(n_layer, n_head, n_embd):
     prompts = torch.nn.utils.rnn.pad_sequence([s[:n] for s, n in zip(sequences, starts)], batch_first=True)
     with torch.no_grad():
         full = model(torch.stack(sequences))
-        prefill = model.head(model.hidden(prompts, cache))
+        prefill = model.head(model.blocks(model.embed(prompts, torch.arange(prompts.shape[1])), cache.prefill()))
         for b, n in enumerate(starts):
             torch.testing.assert_close(prefill[b, :n], full[b, :n], atol=1e-5, rtol=1e-5)
         for j in range(8):
             pos = starts + j
             newest = torch.stack([s[p] for s, p in zip(sequences, pos)])[:, None]
-            logits = model.head(model.hidden(newest, cache, pos))[:, 0]
+            logits = model.head(model.blocks(model.embed(newest, pos[:, None]), cache.decode(pos)))[:, 0]
             torch.testing.assert_close(logits, full[torch.arange(3), pos], atol=1e-5, rtol=1e-5)
 
 
 def test_stale_cache_columns_are_never_read(policy):
-    """Columns behind pos may hold anything finite: a neighbour's padding, an earlier rollout's tokens."""
+    """Columns behind input_pos may hold anything finite: a neighbour's padding, an earlier rollout's tokens."""
     model = policy.transformer
     outputs = []
     for garbage in (0.0, 1e4):
@@ -67,8 +68,8 @@ def test_stale_cache_columns_are_never_read(policy):
         for buffer in cache.keys + cache.values:
             buffer.fill_(garbage)
         with torch.no_grad():
-            model.hidden(torch.tensor([[1, 2, 3]]), cache)
-            outputs.append(model.hidden(torch.tensor([[4]]), cache, torch.tensor([3])))
+            model.blocks(model.embed(torch.tensor([[1, 2, 3]]), torch.arange(3)), cache.prefill())
+            outputs.append(model.blocks(model.embed(torch.tensor([[4]]), torch.tensor([3])), cache.decode(torch.tensor([3]))))
     assert torch.equal(*outputs)
 
 

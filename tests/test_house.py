@@ -53,4 +53,4 @@ def test_no_circle_of_imports():
 
 def test_ppo_knows_the_policy_and_what_it_stands_on():
     ours, _ = imports("ppo")
-    assert ours <= {"policy", "inputs", "metrics", "distributed", "files.checkpoint"}
+    assert ours <= {"policy", "inputs", "metrics", "fast", "distributed", "files.checkpoint"}

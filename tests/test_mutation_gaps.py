@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from conftest import make_policy, make_ragged
-from minippo.generation import inverse_cdf
+from minippo import ppo
+from minippo.generation import sample
 from minippo.gpt2 import GPT2, GPT2Config
 from minippo.policy import GPT2WithValueHead, evaluate_responses
 from minippo.ppo import PPOConfig, PPOTrainer
@@ -92,7 +93,9 @@ def test_the_first_ratio_is_one_at_any_temperature():
 
 def test_every_epoch_of_every_step_has_an_order_of_its_own_and_all_rows():
     trainer = PPOTrainer(PPOConfig(ppo_epochs=3, mini_batch_size=3), make_policy())
-    epochs = [*trainer.shuffle([1] * 10), *trainer.shuffle([1] * 10)]
+    batch = ppo.Batch([torch.zeros(1)] * 10, [torch.zeros(1)] * 10, torch.zeros(10), 1.0)
+    minibatches = trainer.minibatches(batch, trainer.generator) + trainer.minibatches(batch, trainer.generator)
+    epochs = [minibatches[i:i + 4] for i in range(0, 24, 4)]                        # of 3, 3, 3 and 1 rows
     orders = [tuple(row for minibatch in epoch for rows in minibatch for row in rows) for epoch in epochs]
     assert len(set(orders)) == 6 and all(sorted(order) == list(range(10)) for order in orders)
 
@@ -101,9 +104,9 @@ def move_rollout(monkeypatch, *shifts: float) -> None:
     """Let the rollout claim, for each row, log-probabilities that are lower by this: its ratios are then exp(shift)."""
     rollout, shift = PPOTrainer.rollout, torch.tensor(shifts)[:, None]
 
-    def moved(self, *args):
-        out = rollout(self, *args)
-        return out._replace(logprobs=out.logprobs - shift, ref_logprobs=out.ref_logprobs - shift)
+    def moved(self, batch, minibatches):
+        rollout(self, batch, minibatches)
+        batch.logprobs, batch.ref_logprobs = batch.logprobs - shift, batch.ref_logprobs - shift
     monkeypatch.setattr(PPOTrainer, "rollout", moved)
 
 
@@ -152,7 +155,7 @@ def test_probabilities_that_add_up_to_less_than_one_do_not_reach_the_last_token(
         logits = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
         logits[0, 7] = -torch.inf
         found += int(logits.softmax(-1).cumsum(-1)[0, -1] < uniform)
-        assert inverse_cdf(logits, uniform).item() < 7
+        assert sample(logits, uniform).item() < 7
     assert found > 0
 
 

@@ -31,10 +31,10 @@ def test_ragged_scores_equal_one_sequence_at_a_time(policy, temperature):
 
 def test_alignment_by_hand():
     """Query a b c, response x y z: read at positions 2, 3, 4; z itself is not fed. Second row: query 1, response 1 token."""
-    aligned = align([torch.tensor([1, 2, 3]), torch.tensor([4])], [torch.tensor([5, 6, 7]), torch.tensor([8])], "cpu")
+    aligned = align([torch.tensor([1, 2, 3]), torch.tensor([4])], [torch.tensor([5, 6, 7]), torch.tensor([8])], torch.device("cpu"))
     assert aligned.tokens.tolist() == [[1, 2, 3, 5, 6], [4, 0, 0, 0, 0]]
     assert aligned.positions.tolist() == [2, 3, 4, 5] and aligned.targets.tolist() == [5, 6, 7, 8]
-    assert aligned.mask.tolist() == [[True] * 3, [True, False, False]] and aligned.cells.tolist() == [0, 1, 2, 3]
+    assert aligned.mask.tolist() == [[True] * 3, [True, False, False]] and aligned.response_index.tolist() == [0, 1, 2, 3]
 
 
 def test_uniform_logits_give_minus_log_v_and_entropy_log_v(policy):

@@ -2,6 +2,7 @@
 
 import ast
 import math
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 
 from conftest import make_policy, make_ragged
 from minippo import ppo
-from minippo.ppo import AdaptiveKLController, FixedKLController, PPOConfig, PPOTrainer, RunningMoments
+from minippo.metrics import RunningMoments
+from minippo.ppo import AdaptiveKLController, FixedKLController, PPOConfig, PPOTrainer
 
 
 def tensors(*rows):
@@ -57,15 +59,19 @@ def test_golden_rewards_advantages_and_losses():
 
 
 def test_golden_kl_kinds_and_controllers():
-    """kl of a token: -1 - (-3) = 2; abs 2; mse 2^2 / 2 = 2. Exact KL of softmax([1, 2, 3]) to uniform: .266217."""
+    """kl of a token: -1 - (-3) = 2; abs 2; mse 2^2 / 2 = 2. Exact KL of softmax([1, 2, 3]) to uniform: .266217.
+
+    k3 where the reference gives a token twice the probability: 2 - 1 - log 2.
+    """
     close(ppo.kl_penalty(torch.tensor([-3.0]), torch.tensor([-1.0]), "kl"), [-2.0])
     close(ppo.kl_penalty(torch.tensor([-3.0]), torch.tensor([-1.0]), "abs"), [2.0])
     close(ppo.kl_penalty(torch.tensor([-3.0]), torch.tensor([-1.0]), "mse"), [2.0])
     log_p = torch.tensor([[1.0, 2, 3], [0, 0, 1]]).log_softmax(-1)
     log_q = torch.tensor([[0.0, 0, 0], [2, 0, 1]]).log_softmax(-1)
     close(ppo.kl_penalty(log_p, log_q, "full"), [.266217, .432278])
-    with pytest.raises(ValueError, match="one of kl, abs, mse, full"):
-        ppo.kl_penalty(log_p, log_q, "k3")
+    close(ppo.kl_penalty(torch.tensor([-3.0]), torch.tensor([-3.0 + math.log(2)]), "k3"), [1 - math.log(2)])
+    with pytest.raises(ValueError, match="one of kl, abs, mse, k3, full"):
+        ppo.kl_penalty(log_p, log_q, "k1")
     adaptive, fixed = AdaptiveKLController(0.2, 6, 1e4), FixedKLController(0.3)
     adaptive.update(0, 128)
     assert adaptive.value == pytest.approx(.199488, abs=1e-9)
@@ -219,7 +225,7 @@ def same(a, b) -> bool:
 def state_of(trainer) -> list[torch.Tensor]:
     """Weights, Adam's moments, generator, controller, running moments: all that a refused step must not touch."""
     slots = [v.clone() for slot in trainer.optimizer.state_dict()["state"].values() for v in slot.values()]
-    numbers = [trainer.kl_controller.value, *vars(trainer.moments).values(), trainer.steps_done, trainer.temperature]
+    numbers = [trainer.kl_controller.value, *vars(trainer.moments).values(), trainer.steps_done]
     return weights(trainer) + slots + [trainer.generator.get_state(), torch.tensor(numbers)]
 
 
@@ -229,8 +235,9 @@ def test_the_first_ratio_is_exactly_one(dtype, sizes):
     trainer = trainer_of(make_policy(dtype=dtype), **sizes)
     stats = trainer.step(QUERIES, RESPONSES, SCORES)
     ratios = stats["ppo/policy/ratio"]
-    order = PPOTrainer(PPOConfig(**sizes), make_policy()).shuffle([len(q) + len(r) for q, r in zip(QUERIES, RESPONSES)])
-    first = sum(len(RESPONSES[row]) for rows in order[0][0] for row in rows)
+    other = PPOTrainer(PPOConfig(**sizes), make_policy())
+    minibatches = other.minibatches(ppo.Batch(QUERIES, RESPONSES, torch.zeros(5), 1.0), other.generator)
+    first = sum(len(RESPONSES[row]) for rows in minibatches[0] for row in rows)
     assert (ratios[:first] == 1).all() and not (ratios[first:] == 1).all()
 
 
@@ -422,7 +429,11 @@ def test_temperature_is_that_of_the_sampling():
     close(trainer.step(QUERIES, responses, SCORES)["objective/logprobs"], expected.detach(), atol=1e-5)
     responses = trainer.generate(QUERIES, max_new_tokens=5, temperature=0.5)
     expected, _, _ = response_logprobs(trainer.model, QUERIES, responses, temperature=0.5)
-    close(trainer.step(QUERIES, responses, SCORES)["objective/logprobs"], expected.detach(), atol=1e-5)
+    close(trainer.step(QUERIES, responses, SCORES, temperature=0.5)["objective/logprobs"], expected.detach(), atol=1e-5)
+    with pytest.warns(UserWarning, match="sampled at temperature 0.5, but step.. scores at 0.7"):
+        trainer.step(QUERIES, responses, SCORES)
+    with pytest.raises(ValueError, match="one positive number, got 0"):
+        trainer.step(QUERIES, responses, SCORES, temperature=0)
 
 
 def test_settings_of_one_sampling_do_not_stick_to_the_next():
@@ -432,9 +443,11 @@ def test_settings_of_one_sampling_do_not_stick_to_the_next():
     plain, interrupted = (PPOTrainer(PPOConfig(), make_policy(), tokenizer=Tokenizer()) for _ in range(2))
     interrupted.generate(QUERIES, max_new_tokens=8, temperature=0.01, eos_token_id=None, seed=3)
     a, b = (trainer.generate(QUERIES * 4, max_new_tokens=8) for trainer in (plain, interrupted))
-    assert same(a, b) and interrupted.temperature == 1.0 and interrupted.eos_token_id == 7
+    assert same(a, b) and interrupted.eos_token_id == 7
     interrupted.generate(QUERIES, max_new_tokens=8, temperature=0.01, do_sample=False)
-    assert interrupted.temperature == 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        interrupted.step(QUERIES, RESPONSES, SCORES)                 # greedy is no sampling: nothing to warn of
 
 
 def test_the_controller_sees_nats_per_response_whatever_the_penalty():
@@ -503,7 +516,7 @@ def test_defaults_are_those_of_trl():
     ({"batch_size": 0}, "batch_size must be a whole number above 0, got 0"), ({"ppo_epochs": 1.5}, "ppo_epochs"),
     ({"learning_rate": -1e-5}, "learning_rate"), ({"learning_rate": "1e-5"}, "learning_rate"), ({"lam": 1.5}, "from 0 to 1"),
     ({"gamma": math.nan}, "gamma"), ({"cliprange": 0}, "cliprange"), ({"max_grad_norm": 0.0}, "max_grad_norm"),
-    ({"score_clip": -1}, "score_clip"), ({"kl_penalty": "k1"}, "one of kl, abs, mse, full"), ({"temperature": 0}, "temperature"),
+    ({"score_clip": -1}, "score_clip"), ({"kl_penalty": "k1"}, "one of kl, abs, mse, k3, full"), ({"temperature": 0}, "temperature"),
     ({"use_score_norm": True}, "needs use_score_scaling"), ({"mini_batch_size": True}, "mini_batch_size")])
 def test_impossible_settings_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -512,6 +525,6 @@ def test_impossible_settings_are_refused(kwargs, message):
 
 def test_every_field_of_the_configuration_is_read():
     package = Path(ppo.__file__).parent
-    read = {node.attr for path in package.glob("*.py") for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    read = {node.attr for path in package.rglob("*.py") for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
     assert {field.name for field in fields(PPOConfig)} <= read

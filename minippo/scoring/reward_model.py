@@ -27,9 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import hidden_states
+from ..fast import upload
 from ..files.model_folder import as_fp32, save_model
-from ..generation import check_tokens, pad_right
 from ..gpt2 import GPT2, GPT2Config
+from ..inputs import check_tokens, pad_right
 from ..training.pretrain import Progress, split
 from ..files.safetensors import read_safetensors
 from ..files.tokenizer import load_tokenizer
@@ -137,10 +139,12 @@ class RewardModel(nn.Module):
             if len(sequence) > self.config.n_positions:
                 raise ValueError(f"sequences[{i}] has {len(sequence)} tokens, but the model has {self.config.n_positions} "
                                  "positions: keep its last ones")
-        tokens, lengths = pad_right(sequences, self.device)                                   # (B, T)
-        real = (torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]).flatten().nonzero().squeeze(-1)
-        last = torch.tensor(lengths, device=self.device) - 1                                  # not T - 1: that is padding
-        hidden = self.transformer.hidden(tokens, real=real.to(self.device))[torch.arange(len(lengths), device=self.device), last]
+        lengths = torch.tensor([len(sequence) for sequence in sequences], device="cpu")
+        tokens = pad_right(sequences)                                                         # (B, T)
+        real_index = (torch.arange(tokens.shape[1], device="cpu") < lengths[:, None]).flatten().nonzero().squeeze(-1)
+        last = torch.arange(len(lengths), device="cpu") * tokens.shape[1] + lengths - 1       # not T - 1: that is padding
+        tokens, real_index, last = upload([tokens, real_index, last], self.device)
+        hidden = hidden_states(self.transformer, tokens, real_index).flatten(0, 1)[last]      # (B, C)
         return self.gain * self.r_head(hidden).squeeze(-1) + self.bias
 
     @torch.no_grad()
