@@ -103,7 +103,7 @@ def batch_stats(batch) -> dict:
     }
     stats = dict(zip(scalars, torch.stack(list(scalars.values())).tolist()))                # one host sync
     for name, sequences in (("queries", batch.queries), ("responses", batch.responses)):
-        lengths = torch.tensor([float(len(sequence)) for sequence in sequences], dtype=torch.float32, device="cpu")
+        lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.float64, device="cpu")
         stats |= {f"tokens/{name}_len_mean": float(lengths.mean()), f"tokens/{name}_len_std": float(std(lengths)),
                   f"tokens/{name}_dist": lengths}
     return stats | {"objective/kl_dist": kl.cpu(), "objective/logprobs": batch.logprobs.cpu(),
