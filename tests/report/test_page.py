@@ -7,6 +7,8 @@ import json
 import math
 import os
 import re
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -94,6 +96,109 @@ def test_texts_are_escaped_and_line_ends_and_spaces_visible(tmp_path):
     assert page.data()["traces"][0]["token"][3:5] == ["<script>", "</script>"]
 
 
+EVIL = "</script><img src=x onerror=alert(1)>\"'><script>alert(2)</script>\u202e"
+
+
+def crafted(folder: Path) -> Path:
+    """A run folder in which every text, every name and every number that may be a text is EVIL."""
+    trace = followed(1, [EVIL, EVIL])
+    trace["trace"].update(kl=[EVIL, 1], value=[None, EVIL])
+    sample = {"step": 1, "query": EVIL, "response": EVIL, "score": EVIL, "kl": EVIL, "parts": {EVIL: EVIL}}
+    metrics = [{**healthy(1), f"score/{EVIL}": 1.0, EVIL: EVIL, "objective/kl": EVIL, "seconds": EVIL, "ppo/policy/entropy": None}]
+    config = {"model": EVIL, "reward": {EVIL: [EVIL]}, "steps": EVIL, "seed": EVIL, EVIL: EVIL,
+              "ppo": {"target": EVIL, "batch_size": EVIL, "learning_rate": EVIL, "init_kl_coef": EVIL, EVIL: EVIL}, "run": {"out": EVIL}}
+    return make_run(folder, metrics, [sample, {**trace, "query": EVIL, "score": EVIL}], config)
+
+
+def test_a_crafted_run_folder_runs_no_script(tmp_path):
+    """Nothing of it becomes a tag, an attribute or a direction, and the page's policy allows one script by its hash: page.js."""
+    name = EVIL.replace("/", "\u2215")
+    paths = [write_report(crafted(tmp_path / name)), write_report(crafted(tmp_path / "a" / name), crafted(tmp_path / "b" / ("<u>" + name)))]
+    for path in paths:
+        page, script = Page(path), Path(report.__file__).with_name("page.js").read_text(encoding="utf-8")
+        assert not {tag for tag, _ in page.tags} & {"img", "u", "iframe", "object", "a", "base"}
+        assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name in ("src", "href", "srcdoc")]
+        assert [text == script for text in page.scripts] == [False, True] and "<" not in page.scripts[0]
+        (policy,) = [tag["content"] for tag in page.having("content") if "default-src" in tag["content"]]
+        digest = b64encode(sha256(script.encode()).digest()).decode()
+        assert policy.split("; ")[2] == f"script-src 'sha256-{digest}'"
+        assert "\u202e" not in path.read_text(encoding="utf-8")
+        assert page.text.count("\\u202e") > 10                          # shown
+
+
+@pytest.mark.parametrize("file, line", [
+    ("metrics", "[]"), ("metrics", "1"), ("metrics", "null"), ("metrics", "{}"), ("metrics", ""), ("metrics", "\x00"),
+    *[("metrics", json.dumps({"step": step})) for step in ("<img src=x onerror=alert(1)>", None, True, 1.5, -1, 10**400, 2**53, [1])],
+    ("metrics", '{"step": ' + "9" * 5000 + "}"), ("metrics", "[" * 100_000),
+    *[("samples", json.dumps({"step": 1, "query": "q", "response": "r", **changed})) for changed in (
+        {"step": "<img>"}, {"query": None}, {"response": ["r"]}, {"parts": [1]}, {"parts": None}, {"trace": None}, {"trace": {}},
+        {"trace": followed(1)["trace"]}, {**followed(1), "follow": "<img>"}, {**followed(1), "trace": {**followed(1)["trace"], "kl": [1]}},
+        {**followed(1), "trace": {**followed(1)["trace"], "token": [1] * 6}}, {**followed(1), "trace": {"token": TOKENS}})],
+    ("samples", '{"step": 1}'), ("samples", '{"text": "good", "label": 1}'), ("samples", "42"),
+], ids=str)
+def test_a_line_that_no_run_writes_is_one_clear_error(tmp_path, file, line):
+    """Whether it is the last line or not: only a last line that is no JSON and has no end was torn by a crash."""
+    run = make_run(tmp_path)
+    path = run / f"{file}.jsonl"
+    good = path.read_text()
+    for text in (good + line + "\n", line + "\n" + good):
+        path.write_text(text)
+        at = 1 if text.startswith(line + "\n") else good.count("\n") + 1
+        with pytest.raises(ValueError, match=rf'{file}\.jsonl, line {at}: expected a JSON object with a "step"') as info:
+            write_report(run)
+        assert len(str(info.value).splitlines()) == 1 and len(str(info.value)) < 600
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("config", ["[]", "null", '{"run": 1}', '{"ppo": null}', "[" * 100_000, "\x00", '"text"'], ids=range(7))
+def test_a_config_that_is_no_runs_is_one_clear_error(tmp_path, config):
+    run = make_run(tmp_path)
+    (run / "config.json").write_text(config)
+    with pytest.raises(ValueError, match="config.json is not the config.json of a run: expected a JSON object"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("size", [10**400, -10**400, 1e308, 5e-324, 1e99, -1e-99, 1e20, "text", [1], {}, True, None, math.nan],
+                         ids=range(13))
+def test_numbers_of_absurd_size_and_no_numbers_draw_a_page(tmp_path, size):
+    metrics = run_of(**{key: (lambda s: size if s % 2 else 1) for key in healthy(1) if key != "step"})
+    row = followed(1)
+    row["trace"].update(kl=[size] * 6, score=size)
+    samples = [row, {"step": 1, "query": "q", "response": "r", "score": size, "kl": size, "parts": {"p": size}},
+               {"step": 2, "query": "only", "response": "texts"}]
+    page = Page(write_report(make_run(tmp_path, metrics, samples, {"steps": size, "ppo": {"target": size}})))
+    drawn = " ".join(value for _, attrs in page.tags for name, value in attrs.items() if name in ("d", "x", "y", "cx", "cy", "style"))
+    assert "only" in page.texts and not re.search("nan|inf|e[+-]", drawn.lower()) and len(drawn) < 100_000
+    page = Page(write_report(make_run(tmp_path, [{"step": 0}, {"step": 2**53 - 1, "objective/kl": size}, {"step": 5}])))
+    assert page.having("data-chart") or not isinstance(size, (int, float)) or not abs(size) < 1e100
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("a\u202eb", "a\\u202eb"), ("\u2066a\u2069", "\\u2066a\\u2069"), ("\u200f\u061c", "\\u200f\\u061c"), ("\x1b[2J\x7f\x9b", "␛[2J␡\\x9b"),
+    ("\u2028\ufeff\xad", "\\u2028\\ufeff\\xad"), ("\U000e0041", "\\U000e0041"), ("\ud800", "\\ud800"),
+    ("é 日本 שלום 👩\u200d👧 \xa0", "é 日本 שלום 👩\u200d👧 \xa0"), ("\r\n\t", "␍⏎⇥"),
+])
+def test_control_and_direction_characters_are_shown_not_obeyed(text, shown):
+    assert report._text(text) == shown
+
+
+def test_right_to_left_texts_stay_in_their_own_place(tmp_path):
+    """A query in Hebrew does not move the response, the score or the name beside it."""
+    page = Page(write_report(make_run(tmp_path / "a", samples=[{"step": 1, "query": "שלום", "response": " x"}, followed(1)])))
+    assert len([tag for tag, attrs in page.tags if tag == "bdi"]) == 4   # heading, query, response, query of the trace
+    assert re.search(r"\.facts b, \.name \{ unicode-bidi: isolate", Path(report.__file__).with_name("page.css").read_text())
+
+
+def test_the_page_says_what_it_leaves_out(tmp_path):
+    samples = [{"step": step, "query": f"q{k}", "response": "r"} for step in (1, 2, 3, 4, 5) for k in range(13 if step == 1 else 5)]
+    page = Page(write_report(make_run(tmp_path, samples=samples + [followed(step) for step in range(1, 501)])))
+    assert page.texts.count("update 1, showing 5 of 13") == 1 and "update 3" in page.texts and "q5" not in page.texts
+    assert "Left out: samples of 2 updates between these." in page.text
+    assert "Showing 60 of 500 updates, evenly apart." in page.text
+    text = Page(write_report(make_run(tmp_path))).text.lower()
+    assert "showing" not in text
+
+
 def test_the_trace_carries_every_quantity_of_every_update(tmp_path):
     """Token k: logprob -k - step / 100; the title of the last update says all seven numbers."""
     page = Page(write_report(make_run(tmp_path)))
@@ -178,6 +283,20 @@ def test_several_runs_side_by_side(tmp_path):
     assert [trace["run"] for trace in page.data()["traces"]] == [0, 1]
     assert len([tag for tag in page.having("class") if tag["class"] == "differs"]) == 2
     assert write_report(first, second, out=tmp_path / "both.html") == tmp_path / "both.html"
+
+
+def test_six_runs_say_once_what_they_share_and_their_names_stay(tmp_path):
+    """Of seven facts only the learning rate differs; titles wrap and are never cut; the legend is sticky."""
+    runs = [make_run(tmp_path / f"run{k}", config={**CONFIG, "ppo": {**CONFIG["ppo"], "learning_rate": k / 1000}}) for k in range(6)]
+    page = Page(write_report(*runs))
+    assert page.texts.count("0.8*model:rm + 0.2*rule:length") == 1 and page.texts.count("6 runs") == 1
+    assert [page.texts.count(f"0.00{k}") for k in range(1, 6)] == [2] * 5          # the head, the table of differences
+    assert len([tag for tag in page.having("class") if tag["class"] == "differs"]) == 1
+    (key,) = [at for at, (tag, _) in enumerate(page.tags) if tag == "nav"]
+    assert [attrs["class"] for _, attrs in page.tags[key + 1:key + 7]] == [f"name r{k}" for k in range(6)]
+    style = Path(report.__file__).with_name("page.css").read_text()
+    assert ".key { position: sticky; top: 0" in style
+    assert "nowrap" not in re.search(r"\nh4 \{.*\}", style)[0] and "ellipsis" not in re.search(r"\nfigcaption \{.*\}", style)[0]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
