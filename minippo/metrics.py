@@ -1,4 +1,8 @@
-"""The names of the statistics and what each means; how they are computed; time and memory."""
+"""The statistics of a step: how they are computed, and one table of what each of them means, for trainer, report and course.
+
+`PPOTrainer.step` returns most of these, a training run adds text, speed and the parts of a reward. TRL 0.11's names, where it has
+the statistic.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,13 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+
+# --- means of real tokens, each with the same weight ------------------------------------------------------------------
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of x where mask is True; 0 where there is nothing."""
@@ -56,31 +63,6 @@ class RunningMoments:
         return std if std > 0 else 1.0
 
 
-class Stopwatch:
-    """Seconds of each phase. On CUDA the phases are marked in the stream of work and read at the end: no phase waits for another."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.marks = device, []
-        self.lap("start")
-
-    def lap(self, name: str) -> None:
-        """The phase of this name, which began at the mark before, is over."""
-        mark = time.perf_counter()
-        if self.device.type == "cuda":
-            mark = torch.cuda.Event(enable_timing=True)
-            mark.record(torch.cuda.current_stream(self.device))
-        self.marks.append((name, mark))
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each phase by name, and of all together under "time/ppo/total"."""
-        def between(start, end) -> float:
-            return start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
-        if self.device.type == "cuda":
-            self.marks[-1][1].synchronize()
-        times = {name: between(start, end) for (_, start), (name, end) in zip(self.marks, self.marks[1:])}
-        return times | {"time/ppo/total": between(self.marks[0][1], self.marks[-1][1])}
-
-
 def batch_stats(batch) -> dict:
     """Statistics of the batch before the update. KL here is k1, summed over a response, whatever the penalty kind."""
     mask, returns = batch.mask, batch.returns
@@ -110,6 +92,33 @@ def batch_stats(batch) -> dict:
                     "objective/ref_logprobs": batch.ref_logprobs.cpu(), "ppo/policy/advantages": batch.advantages[mask].cpu()}
 
 
+# --- time and memory -------------------------------------------------------------------------------------------------
+
+class Stopwatch:
+    """Seconds of each phase. On CUDA the phases are marked in the stream of work and read at the end: no phase waits for another."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.marks = device, []
+        self.lap("start")
+
+    def lap(self, name: str) -> None:
+        """The phase of this name, which began at the mark before, is over."""
+        mark = time.perf_counter()
+        if self.device.type == "cuda":
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record(torch.cuda.current_stream(self.device))
+        self.marks.append((name, mark))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase by name, and of all together under "time/ppo/total"."""
+        def between(start, end) -> float:
+            return start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
+        if self.device.type == "cuda":
+            self.marks[-1][1].synchronize()
+        times = {name: between(start, end) for (_, start), (name, end) in zip(self.marks, self.marks[1:])}
+        return times | {"time/ppo/total": between(self.marks[0][1], self.marks[-1][1])}
+
+
 def peak_memory(device: torch.device) -> int:
     """Most bytes so far: of tensors on CUDA, else of the whole process."""
     if device.type == "cuda":
@@ -123,3 +132,135 @@ def peak_memory(device: torch.device) -> int:
     except ImportError:                                                 # Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)       # else KiB
+
+
+# --- what each statistic means ----------------------------------------------------------------------------------------
+
+class Metric(NamedTuple):
+    """One scalar of metrics.jsonl, explained; a key that ends in "/" stands for all that begin with it."""
+
+    key: str
+    title: str
+    what: str
+    formula: str
+    healthy: str
+    moves: str  # what it means when it moves
+    group: str  # curves of one group stand together
+
+
+_STAGES = {"prepare": "checks and copies", "forward_pass": "log-probabilities and values at rollout",
+           "compute_rewards": "the KL reward", "compute_advantages": "GAE", "optimize_step": "all minibatches",
+           "calc_stats": "the statistics", "total": "the whole of step(), without sampling"}
+
+METRICS = [
+    Metric("ppo/mean_scores", "Score", "mean score of the batch's responses", "mean(scores)",
+           "Rises, then levels off while the KL stays bounded.",
+           "Flat: no signal. Up while the samples get worse: the score is being gamed.", "reward"),
+    Metric("ppo/std_scores", "Score spread", "standard deviation of the scores in a batch", "std(scores) with n - 1",
+           "Above 0; shrinks slowly as the responses become good.",
+           "At 0 every response scores the same, and nothing is left to learn from.", "reward"),
+    Metric("score/", "Score part", "mean of one part of a combined reward, before its weight", "mean(part)",
+           "No part falls while the whole rises.", "A part that falls while the score rises is being traded away.", "reward"),
+    Metric("objective/score_total", "Score less KL penalty", "what PPO maximises", "mean(score + sum_t non_score_reward_t)",
+           "Rises with the score.", "Falls while the score rises: the gain costs more KL than it brings.", "reward"),
+    Metric("ppo/mean_non_score_reward", "KL penalty per token", "the KL part of the reward, averaged over tokens",
+           "masked_mean(-kl_coef * kl)", "Small and negative.",
+           "Positive means negative KL: what is sampled is not what is scored.", "reward"),
+    Metric("objective/kl", "KL to the reference", "distance from the reference, in nats per response",
+           "mean over responses of sum_t (logprob_t - ref_logprob_t)",
+           "Starts at 0, rises and settles near its target; often between 0 and 10.",
+           "Negative: top-k, top-p or a minimum length is on. Rising without end: language is lost.", "drift"),
+    Metric("objective/kl_coef", "KL coefficient", "weight of the KL penalty in this update",
+           "last * (1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon)", "Moves slowly; constant with a fixed controller.",
+           "Up: KL is above its target. Down: below.", "drift"),
+    Metric("objective/entropy", "Entropy per response", "surprise of a response's tokens, summed",
+           "mean over responses of sum_t -logprob_t", "Falls gently, in step with the response length.",
+           "A sudden fall: the responses become alike.", "drift"),
+    Metric("ppo/policy/entropy", "Entropy", "uncertainty about the next token, in nats per token",
+           "masked_mean(-sum_v p_v log p_v)", "Falls gently and stays well above 0.",
+           "Near 0 the policy always says the same thing; rising towards log(vocabulary): noise.", "drift"),
+    Metric("ppo/policy/clipfrac", "Clip fraction", "share of tokens whose ratio was clipped",
+           "masked_mean(-A * clip(ratio) > -A * ratio)", "Between about 0.02 and 0.3.",
+           "0: steps too small to matter. Above 0.3: too large; lower learning_rate or ppo_epochs.", "update"),
+    Metric("ppo/policy/approxkl", "KL of the update", "how far one update moves the policy",
+           "0.5 * masked_mean((new_logprob - logprob)^2)", "Below about 0.1, steady.",
+           "Growing: the batch is reused too hard; fewer ppo_epochs.", "update"),
+    Metric("ppo/policy/policykl", "KL of the update, k1", "the same, plain estimator", "masked_mean(logprob - new_logprob)",
+           "Close to 0.", "Large: see the approximate KL.", "update"),
+    Metric("ppo/policy/ratio_mean", "Mean ratio", "new over old probability of a token",
+           "masked_mean(exp(new_logprob - logprob))", "Close to 1.",
+           "Far above 1: past ratio_threshold the minibatch is skipped.", "update"),
+    Metric("ppo/loss/policy", "Policy loss", "the clipped surrogate; its size says little",
+           "masked_mean(max(-A * ratio, -A * clip(ratio, 1 - c, 1 + c)))", "Slightly below 0, small and noisy.",
+           "A spike: ratios far from 1.", "update"),
+    Metric("ppo/loss/value", "Value loss", "error of the value head, clipped",
+           "0.5 * masked_mean(max((v - R)^2, (clip(v) - R)^2))", "Falls from its first values and stays low.",
+           "Growing: returns too large or too changeable; scale the score.", "update"),
+    Metric("ppo/loss/total", "Total loss", "what the optimizer descends",
+           "policy loss + vf_coef * value loss - entropy_coef * entropy", "Small; it need not fall.",
+           "Follow its two parts instead.", "update"),
+    Metric("ppo/policy/advantages_mean", "Mean advantage", "mean of the whitened advantages", "masked_mean(A)", "Close to 0.",
+           "Away from 0: whitening was done over something else.", "update"),
+    Metric("ppo/grad_norm", "Gradient norm", "length of the gradient before clipping, mean over minibatches",
+           "sqrt(sum(grad^2))", "Steady, without spikes.", "A spike comes before a broken run: set max_grad_norm.", "update"),
+    Metric("ppo/learning_rate", "Learning rate", "of the optimizer in this update", "lr", "As the schedule says.",
+           "Only the schedule moves it.", "update"),
+    Metric("ppo/updates", "Optimizer steps", "minibatches that changed the weights", "ppo_epochs * minibatches - skipped",
+           "Constant.", "Fewer: skipped minibatches or an early stop.", "update"),
+    Metric("ppo/skipped", "Skipped minibatches", "left out because ratio_threshold was passed or the loss was not finite",
+           "count", "Stays at 0.", "Above 0: the steps are too large.", "update"),
+    Metric("ppo/skipped_nonfinite", "Skipped as not finite", "of these, the ones whose loss or gradient was not finite",
+           "count", "Stays at 0.", "Above 0: look for NaN in scores and weights.", "update"),
+    Metric("ppo/early_stopped", "Stopped early", "1 where the update ended early on its KL",
+           "approximate KL of a minibatch > 1.5 * target_kl", "Mostly 0.",
+           "Always 1: most of each batch goes unused; lower the learning rate.", "update"),
+    Metric("ppo/val/var_explained", "Explained variance", "how much of the returns the values at rollout predict",
+           "1 - var(returns - values) / var(returns)", "Climbs from about 0 towards 1.",
+           "At 0 or below late in a run: the values predict no better than a constant; on pure noise it stays there.", "value"),
+    Metric("ppo/val/error", "Value error", "squared error of the values, not clipped", "masked_mean((v - R)^2)", "Falls.",
+           "Growing: the returns move faster than the value head learns.", "value"),
+    Metric("ppo/val/clipfrac", "Value clip fraction", "share of tokens whose value was clipped",
+           "masked_mean(clipped error > error)", "Small.", "Large: the returns are wide beside cliprange_value.", "value"),
+    Metric("ppo/val/vpred", "New values", "mean value during the update", "masked_mean(new_values)", "Follows the mean return.",
+           "Apart from the mean return: the value head lags.", "value"),
+    Metric("ppo/val/mean", "Values", "mean value at rollout", "masked_mean(values)", "Follows the mean return.",
+           "As the new values.", "value"),
+    Metric("ppo/val/var", "Variance of the values", "spread of the values at rollout", "masked_var(values)",
+           "Grows towards that of the returns.", "At 0: the value head says the same everywhere.", "value"),
+    Metric("ppo/returns/mean", "Mean return", "mean of advantage + value, before whitening", "masked_mean(returns)",
+           "Rises with the score.", "Moves with score and KL penalty.", "value"),
+    Metric("ppo/returns/var", "Variance of the returns", "spread of the returns", "masked_var(returns)", "Of order 1.",
+           "Very large or small: scale the score.", "value"),
+    Metric("tokens/responses_len_mean", "Response length", "mean number of response tokens", "mean(R)",
+           "Steady, unless length is what the score rewards.", "Creeping to the limit: long responses pay, or none ends.",
+           "text"),
+    Metric("tokens/responses_len_std", "Spread of the response lengths", "standard deviation", "std(R) with n - 1",
+           "Above 0 where responses end by themselves.", "At 0: all end at the limit.", "text"),
+    Metric("tokens/at_limit", "Responses at the limit", "share of responses cut at the length limit", "count(R = limit) / B",
+           "Low where responses are meant to end; 1 where their length is fixed.",
+           "Rising to 1: the policy has unlearnt to stop.", "text"),
+    Metric("tokens/queries_len_mean", "Query length", "mean number of query tokens", "mean(Q)", "As the data.",
+           "Only the data moves it.", "text"),
+    Metric("tokens/queries_len_std", "Spread of the query lengths", "standard deviation", "std(Q) with n - 1", "As the data.",
+           "Only the data moves it.", "text"),
+    Metric("samples/distinct", "Distinct responses", "share of different responses in the batch", "count(distinct) / B",
+           "Close to 1; above one half at least.", "Falling: one answer to every query.", "text"),
+    Metric("seconds", "Seconds per update", "sampling, scoring and step together", "wall time", "Steady.",
+           "Growing with the response length is natural.", "speed"),
+    Metric("tokens_per_second", "Tokens per second", "response tokens of the batch over the update's time", "sum(R) / seconds",
+           "Steady.", "Falling: something else uses the machine.", "speed"),
+    *(Metric(f"time/ppo/{stage}", f"Time: {stage}", what, "seconds", "Steady.", "Grows with the tokens.", "speed")
+      for stage, what in _STAGES.items()),
+]
+GROUPS = {"reward": "Reward", "drift": "Distance from the reference", "update": "The update", "value": "Values",
+           "text": "Text", "speed": "Speed"}
+
+
+def metric_of(key: str) -> Metric | None:
+    """The table's entry for a key of metrics.jsonl; None for step, time and keys that the table does not know."""
+    for metric in METRICS:
+        if key == metric.key:
+            return metric
+        if metric.key.endswith("/") and key.startswith(metric.key):
+            return metric._replace(key=key, title=f"Score: {key[len(metric.key):]}")
+    return None

@@ -194,12 +194,12 @@ def notebook(path: Path) -> str:
 # --- the metrics page -------------------------------------------------------------------------------------------------
 
 def metrics_page() -> str:
-    from minippo.report.page import METRICS, _GROUPS
+    from minippo.metrics import GROUPS, METRICS
     lines = ["# What every metric means", "",
              "Made by `python -m tutorial.build` from the table that the logger and the report use: "
-             "[`METRICS`](../minippo/report/page.py). Shapes and words: [glossary](glossary.md).", ""]
+             "[`METRICS`](../minippo/metrics.py). Shapes and words: [glossary](glossary.md).", ""]
     for group, metrics in groupby(METRICS, key=lambda metric: metric.group):
-        lines += [f"## {_GROUPS[group]}", ""]
+        lines += [f"## {GROUPS[group]}", ""]
         for metric in metrics:
             lines += [f"### {metric.title}", "", f"`{metric.key}`: {metric.what}.", "", f"    {metric.formula}", "",
                       f"- Healthy: {metric.healthy}", f"- When it moves: {metric.moves}", ""]

@@ -1,3 +1,4 @@
 """report.html: a training run as one page."""
 
-from .page import findings, write_report
+from .findings import findings
+from .page import write_report

@@ -1,4 +1,4 @@
-"""Score functions: rules, a person at the terminal, functions of your own, weighted sums of them.
+"""Score functions: rules, functions of your own, a person at the terminal (human.py), weighted sums of them.
 
 A score function takes two lists of B texts, queries and responses, and returns B numbers, one for
 each response, the more the better. `parse_reward` makes one from what --reward says:
@@ -11,35 +11,22 @@ each response, the more the better. `parse_reward` makes one from what --reward 
 """
 
 import importlib
-import json
 import math
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 from pathlib import Path
+
+from .human import HumanReward, StopRun
 
 ScoreFn = Callable[[list[str], list[str]], list[float]]
 
 
 class RewardError(ValueError):
     """A score function raised, or returned something else than one finite number per response."""
-
-
-class StopRun(Exception):
-    """The person at the terminal ends the run: save and exit.
-
-    signum: the signal that asked for it (the exit status is then 128 + signum), or None.
-    """
-
-    def __init__(self, reason, signum=None):
-        super().__init__(reason)
-        self.signum = signum
 
 
 # --- rules ----------------------------------------------------------------------------------------
@@ -142,162 +129,6 @@ def _score(name, score_fn, queries, responses):
         batch = f"a batch of {len(queries)}, the first query {''.join(queries[:1])!r:.80}"
         message = f"reward {name} raised {type(error).__name__}: {error} (scoring {batch})"
         raise RewardError(message) from error
-
-
-# --- a person at the terminal ---------------------------------------------------------------------
-
-LOWEST, HIGHEST = -5, 5                                                 # 0 is neutral
-
-
-def _visible(text):
-    """Return text with control characters as escapes: a response must not steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
-@contextmanager
-def _signals_stop_the_run():
-    """Within, SIGINT and SIGTERM raise StopRun.
-
-    A handler that only sets a flag would leave the program waiting for an answer. Only the main
-    thread may set handlers; in any other, signals keep their meaning.
-    """
-    def stop(signum, frame):
-        raise StopRun(f"{signal.Signals(signum).name} at the terminal", signum)
-
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():
-        wanted = ()
-    before = {signum: signal.signal(signum, stop) for signum in wanted}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _read_ratings(path):
-    """Return {(query, response): score} of a file of ratings, the later line where two disagree.
-
-    Half a line at its end, which a kill may leave, is cut off; any other bad line is an error.
-    """
-    raw = path.read_bytes() if path.exists() else b""
-    *lines, tail = raw.split(b"\n")
-    if tail:
-        try:
-            json.loads(tail)
-            lines, mended = lines + [tail], tail + b"\n"                # whole, but for its newline
-        except ValueError:
-            mended = b""
-        with open(path, "r+b") as file:
-            file.seek(len(raw) - len(tail))
-            file.write(mended)
-            file.truncate()
-    ratings = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            score = float(record["score"])
-            if not LOWEST <= score <= HIGHEST:
-                raise ValueError(f"a score of {score}")
-            ratings[record["query"], record["response"]] = score
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a rating from {LOWEST} to {HIGHEST} "
-                             f"({type(error).__name__}: {error})") from error
-    return ratings
-
-
-class HumanReward:
-    """A score function that asks a person: a rating from -5 (worst) to 5 (best), 0 is neutral.
-
-    `u` goes back to the rating before, in the same batch; `s` and the end of the input raise
-    StopRun, and so do SIGINT and SIGTERM while it waits. Every rating is on the disk before the next
-    question, a line {"query", "response", "score"} of the file `path`. What is rated there is not
-    asked again.
-    """
-
-    def __init__(self, path: str | Path, input=None, output=None):
-        self.path = Path(path)
-        self.input, self.output = input or sys.stdin, output or sys.stdout
-        self.ratings = _read_ratings(self.path)                         # (query, response) -> score
-        open(self.path, "ab").close()                                   # if it fails, then now
-
-    def __call__(self, queries: list[str], responses: list[str]) -> list[float]:
-        pairs = list(zip(queries, responses))
-        unrated = [pair for pair in dict.fromkeys(pairs) if pair not in self.ratings]
-        done = 0
-        while done < len(unrated):
-            self._show(unrated[done], f"{done + 1} of {len(unrated)}")
-            rating = self._ask()
-            if rating is not None:
-                self._keep(unrated[done], rating)
-                done += 1
-            elif done > 0:
-                done -= 1
-                self._drop(unrated[done])
-            else:
-                self._say("nothing to undo: this is the first of its batch\n")
-        return [self.ratings[pair] for pair in pairs]
-
-    def _ask(self):
-        """Ask until the answer makes sense; return the rating, or None for undo."""
-        while True:
-            answer = self._answer(f"rating {LOWEST} to {HIGHEST}, u = undo, s = stop and save > ")
-            if answer == "u":
-                return None
-            if answer == "s":
-                raise StopRun("stopped at the terminal")
-            try:
-                rating = float(answer)
-            except ValueError:
-                self._say(f"{answer!r} is not a number, u or s\n")
-                continue
-            if LOWEST <= rating <= HIGHEST:                             # False for nan
-                return rating
-            self._say(f"{answer} is not from {LOWEST} to {HIGHEST}\n")
-
-    def _answer(self, prompt):
-        """Return the next line of the input without the white space around it."""
-        with _signals_stop_the_run():                                   # before a person can answer
-            self._say(prompt)
-            try:
-                line = self.input.readline()
-            except UnicodeDecodeError:                                  # nonsense, but not the end
-                return "?"
-            except (OSError, ValueError) as error:                      # ValueError: a closed file
-                raise StopRun(f"the terminal is closed: {error}") from error
-        if not line:
-            raise StopRun("the input has ended")
-        return line.strip().lower()
-
-    def _show(self, pair, place):
-        query, response = (_visible(text).replace("\n", "\n          ") for text in pair)
-        self._say(f"\n[{place}]\nquery:    {query}\nresponse: {response}\n")
-
-    def _say(self, text):
-        """Write to the output; a character that it cannot encode becomes an escape."""
-        encoding = getattr(self.output, "encoding", None) or "utf-8"
-        try:
-            self.output.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            self.output.flush()
-        except (OSError, ValueError) as error:
-            raise StopRun(f"the terminal is closed: {error}") from error
-
-    def _keep(self, pair, rating):
-        """Append one rating to the file."""
-        record = {"query": pair[0], "response": pair[1], "score": rating}
-        with open(self.path, "ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.ratings[pair] = rating
-
-    def _drop(self, pair):
-        """Take the last line of the file back, the rating of `pair`."""
-        del self.ratings[pair]
-        with open(self.path, "r+b") as file:
-            lines = file.read()
-            file.truncate(lines[:-1].rfind(b"\n") + 1)
-            os.fsync(file.fileno())
 
 
 # --- weighted sums --------------------------------------------------------------------------------

@@ -1,68 +1,25 @@
-"""report.html: what it finds in a run's numbers, and that it shows them whole, escaped and alone on the page.
+"""report.html: it shows a run's numbers whole, escaped and alone on the page, and obeys nothing that the run's files say.
 
-    python -m pytest tests/test_report.py
+    python -m pytest tests/report/test_page.py
 """
 
 import json
 import math
 import os
 import re
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import make_policy, make_ragged
+from runs import CONFIG, TOKENS, followed, healthy, make_run, run_of
 
 from minippo.report import page as report
-from minippo.ppo import PPOConfig, PPOTrainer
-from minippo.report.page import METRICS, findings, metric_of, write_report
+from minippo.report import write_report
+from minippo.report.findings import number
 
-CONFIG = {"model": "gpt2", "reward": "0.8*model:rm + 0.2*rule:length", "steps": 20, "seed": 7,
-          "ppo": {"batch_size": 64, "learning_rate": 1.41e-5, "target": 6, "adap_kl_ctrl": True}, "run": {"out": "x"}}
-TOKENS = [" so", " good", "\n", "<script>", "</script>", "\"'&"]
 VOID = {"meta", "input"}
-
-
-def healthy(step: int, n: int = 20) -> dict:
-    """One update of a run without faults: score -0.5 to 1.5, KL 0 to 5, one part that rises with the score."""
-    x = (step - 1) / (n - 1)
-    wave = 0.02 * math.sin(5 * step)
-    return {"step": step, "time": 1.7e9 + step, "seconds": 2.0, "tokens_per_second": 640.0,
-            "ppo/mean_scores": -0.5 + 2 * x + wave, "ppo/std_scores": 0.8, "score/model:rm": 2 * x + wave,
-            "objective/kl": 5 * x + wave, "ppo/policy/entropy": 2.5 - x + wave, "ppo/policy/clipfrac": 0.1 + wave,
-            "ppo/val/var_explained": -0.5 + 1.3 * x, "ppo/loss/policy": -0.02 + wave, "ppo/loss/value": 0.5 - 0.4 * x,
-            "ppo/learning_rate": 1.41e-5, "ppo/skipped": 0, "tokens/responses_len_mean": 18.0,
-            "tokens/at_limit": 0.4, "samples/distinct": 0.95}
-
-
-def run_of(n: int = 20, **changed) -> list:
-    """A healthy run in which some metrics are a function of the update; a key's "__" stands for "/"."""
-    changes = {key.replace("__", "/"): value for key, value in changed.items()}
-    return [{**healthy(step, n), **{key: value(step) for key, value in changes.items()}} for step in range(1, n + 1)]
-
-
-def followed(step: int, tokens=TOKENS, follow: int = 0) -> dict:
-    """A followed response; token k has logprob -k - step / 100 and a reward only at its end."""
-    numbers = [-k - step / 100 for k in range(len(tokens))]
-    trace = {"token": tokens, "logprob": numbers, "ref_logprob": [-k for k in range(len(tokens))],
-             "kl": [-step / 100] * len(tokens), "reward": [0] * (len(tokens) - 1) + [1.5], "value": numbers,
-             "advantage": [k - 2 for k in range(len(tokens))], "return": numbers}
-    return {"step": step, "follow": follow, "query": "the film", "response": "".join(tokens), "score": 1.5, "trace": trace}
-
-
-def make_run(folder: Path, metrics=None, samples=None, config=CONFIG, tail: str = "") -> Path:
-    """A run folder; `tail` is what a crash left at the end of metrics.jsonl."""
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics = run_of() if metrics is None else metrics
-    if samples is None:
-        shown = {"query": "the film", "response": " <b>was</b> & is\n", "kl": 0.25, "parts": {"model:rm": 0.125}}
-        samples = [{"step": step, **shown, "score": step / 10} for step in (1, 5, 10, 15, 20)]
-        samples += [followed(step) for step in (1, 10, 20)]
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics) + tail)
-    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
-    return folder
 
 
 class Page(HTMLParser):
@@ -101,89 +58,6 @@ class Page(HTMLParser):
         return next(json.loads(script) for script in self.scripts if script.startswith("{"))
 
 
-# ---- the metric table ----
-
-
-def test_the_table_explains_every_scalar_that_a_step_returns():
-    """What PPOTrainer.step logs is in METRICS; else the report and the tutorial would pass over it in silence."""
-    trainer = PPOTrainer(PPOConfig(batch_size=2, mini_batch_size=2, ppo_epochs=1), make_policy(n_layer=1))
-    stats = trainer.step(make_ragged([3, 4]), make_ragged([5, 6], seed=1), [1.0, 0.0])
-    scalars = [key for key, value in stats.items() if not (isinstance(value, torch.Tensor) and value.dim())]
-    assert len(scalars) > 25
-    assert [key for key in scalars if metric_of(key) is None] == []
-
-
-def test_the_table_is_complete_and_without_doubles():
-    keys = [metric.key for metric in METRICS]
-    assert len(keys) == len(set(keys))
-    assert all(all(metric) for metric in METRICS), "a field is empty"
-    assert {metric.group for metric in METRICS} == set(report._GROUPS)
-    assert metric_of("score/rule:length").title == "Score: rule:length"
-    assert metric_of("step") is None
-
-
-# ---- findings ----
-
-
-def test_a_healthy_run_gets_one_plain_sentence_with_its_numbers():
-    """Score -0.5 to 1.5 and KL 0 to 5, up to the sine of 0.02."""
-    (line,) = findings(run_of(), CONFIG)
-    assert line.startswith("Nothing unusual: updates 1 to 20, score −0.519 to 1.49, KL −0.0192 to 4.99")
-
-
-@pytest.mark.parametrize("words, span, changed", [
-    ("KL negative for 5 updates", "updates 4 to 8, lowest −2", {"objective__kl": lambda s: -2 if 4 <= s <= 8 else 1}),
-    ("KL far over its target of 6", "updates 16 to 20, highest 20", {"objective__kl": lambda s: 20 if s > 15 else 5}),
-    ("Clip fraction 0 throughout", "updates 1 to 20): learning rate 1.41e-05", {"ppo__policy__clipfrac": lambda s: 0}),
-    ("Clip fraction above 0.3", "updates 9 to 12, highest 0.5",
-     {"ppo__policy__clipfrac": lambda s: 0.5 if 9 <= s <= 12 else 0.1}),
-    ("Score constant at 0.5", "updates 1 to 20", {"ppo__mean_scores": lambda s: 0.5, "ppo__std_scores": lambda s: 0}),
-    ("Every response reaches the length limit", "updates 3 to 20", {"tokens__at_limit": lambda s: float(s > 2)}),
-    ("answers every query alike", "updates 11 to 20): at worst a share of 0.1",
-     {"samples__distinct": lambda s: 0.1 if s > 10 else 0.55, "ppo__mean_scores": lambda s: math.sin(s)}),
-    ("Entropy collapsed from 2.5 to 0.1", "updates 1 to 20", {"ppo__policy__entropy": lambda s: 2.5 if s < 9 else 0.1}),
-    ("Explained variance negative late (mean −0.4", "updates 16 to 20", {"ppo__val__var_explained": lambda s: -0.4}),
-    ("6 minibatches skipped in 3 of 20 updates", "updates 7 to 9", {"ppo__skipped": lambda s: 2 * (7 <= s <= 9)}),
-    ("score/model:rm falls from 18.5 to 0.5", "(updates 1 to 20): over-opt", {"score__model:rm": lambda s: 20 - s}),
-    ("samples/distinct falls from 0.977 to 0.695", "over-optimisation", {"samples__distinct": lambda s: 1 - s / 64}),
-    ("Not a number", "updates 5 to 6): ppo/loss/value",
-     {"ppo__loss__value": lambda s: math.nan if s in (5, 6) else 1.0}),
-])
-def test_each_fault_is_found_alone_with_its_numbers_and_updates(words, span, changed):
-    """One fault is planted in a healthy run, and one sentence comes out.
-
-    The first and last tenth of 20 updates are two values each: (19 + 18) / 2 = 18.5, 1 - 1.5 / 64 = 0.977.
-    """
-    (line,) = findings(run_of(**changed), CONFIG)
-    assert words in line
-    assert span in line
-
-
-def test_what_is_short_or_meant_is_no_finding():
-    """Two bad updates are chance, and so is a part that jumps by 3 to 4 and ends 2 lower; equal means of unequal
-    scores are a signal; KL without a target has no 'over'; values may start badly; a part may fall with the score."""
-    twice = run_of(objective__kl=lambda s: -3 if s in (4, 5, 9) else 1,
-                   ppo__policy__clipfrac=lambda s: 0.9 if s < 3 else 0.1)
-    equal = run_of(ppo__mean_scores=lambda s: 0.5)  # the spread within a batch is 0.8: there is a signal
-    fixed = {**CONFIG, "ppo": {**CONFIG["ppo"], "adap_kl_ctrl": False}}
-    falling = run_of(ppo__mean_scores=lambda s: -s, **{"score__model:rm": lambda s: -s})
-    noisy = run_of(**{"score__model:rm": lambda s: 3 * s % 7})
-    alike = run_of(samples__distinct=lambda s: 1 - s / 128)  # down by 0.14
-    learnt = run_of(ppo__val__var_explained=lambda s: -9 if s < 10 else 0.5)
-    for metrics, config in ((twice, CONFIG), (equal, CONFIG), (run_of(objective__kl=lambda s: 5 * s), fixed),
-                            (falling, CONFIG), (noisy, CONFIG), (alike, CONFIG), (learnt, CONFIG)):
-        (line,) = findings(metrics, config)
-        assert line.startswith("Nothing unusual")
-
-
-def test_findings_of_a_single_update_and_of_missing_metrics():
-    assert findings([{"step": 1}], {}) == ["Nothing unusual: update 1."]
-    assert findings(run_of()[:1], {})[0].startswith("Nothing unusual: update 1, score")
-
-
-# ---- the page ----
-
-
 def test_the_page_is_well_formed_and_holds_the_runs_numbers(tmp_path):
     path = write_report(make_run(tmp_path / "first"))
     page = Page(path)
@@ -220,6 +94,109 @@ def test_texts_are_escaped_and_line_ends_and_spaces_visible(tmp_path):
     for said in ("a&<u>", "<i>q", "a⏎b⇥c", "·so", "·good", "⏎", "<script>", "</script>", "\"'&", "␀", "é"):
         assert said in page.texts, said
     assert page.data()["traces"][0]["token"][3:5] == ["<script>", "</script>"]
+
+
+EVIL = "</script><img src=x onerror=alert(1)>\"'><script>alert(2)</script>\u202e"
+
+
+def crafted(folder: Path) -> Path:
+    """A run folder in which every text, every name and every number that may be a text is EVIL."""
+    trace = followed(1, [EVIL, EVIL])
+    trace["trace"].update(kl=[EVIL, 1], value=[None, EVIL])
+    sample = {"step": 1, "query": EVIL, "response": EVIL, "score": EVIL, "kl": EVIL, "parts": {EVIL: EVIL}}
+    metrics = [{**healthy(1), f"score/{EVIL}": 1.0, EVIL: EVIL, "objective/kl": EVIL, "seconds": EVIL, "ppo/policy/entropy": None}]
+    config = {"model": EVIL, "reward": {EVIL: [EVIL]}, "steps": EVIL, "seed": EVIL, EVIL: EVIL,
+              "ppo": {"target": EVIL, "batch_size": EVIL, "learning_rate": EVIL, "init_kl_coef": EVIL, EVIL: EVIL}, "run": {"out": EVIL}}
+    return make_run(folder, metrics, [sample, {**trace, "query": EVIL, "score": EVIL}], config)
+
+
+def test_a_crafted_run_folder_runs_no_script(tmp_path):
+    """Nothing of it becomes a tag, an attribute or a direction, and the page's policy allows one script by its hash: page.js."""
+    name = EVIL.replace("/", "\u2215")
+    paths = [write_report(crafted(tmp_path / name)), write_report(crafted(tmp_path / "a" / name), crafted(tmp_path / "b" / ("<u>" + name)))]
+    for path in paths:
+        page, script = Page(path), Path(report.__file__).with_name("page.js").read_text(encoding="utf-8")
+        assert not {tag for tag, _ in page.tags} & {"img", "u", "iframe", "object", "a", "base"}
+        assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name in ("src", "href", "srcdoc")]
+        assert [text == script for text in page.scripts] == [False, True] and "<" not in page.scripts[0]
+        (policy,) = [tag["content"] for tag in page.having("content") if "default-src" in tag["content"]]
+        digest = b64encode(sha256(script.encode()).digest()).decode()
+        assert policy.split("; ")[2] == f"script-src 'sha256-{digest}'"
+        assert "\u202e" not in path.read_text(encoding="utf-8")
+        assert page.text.count("\\u202e") > 10                          # shown
+
+
+@pytest.mark.parametrize("file, line", [
+    ("metrics", "[]"), ("metrics", "1"), ("metrics", "null"), ("metrics", "{}"), ("metrics", ""), ("metrics", "\x00"),
+    *[("metrics", json.dumps({"step": step})) for step in ("<img src=x onerror=alert(1)>", None, True, 1.5, -1, 10**400, 2**53, [1])],
+    ("metrics", '{"step": ' + "9" * 5000 + "}"), ("metrics", "[" * 100_000),
+    *[("samples", json.dumps({"step": 1, "query": "q", "response": "r", **changed})) for changed in (
+        {"step": "<img>"}, {"query": None}, {"response": ["r"]}, {"parts": [1]}, {"parts": None}, {"trace": None}, {"trace": {}},
+        {"trace": followed(1)["trace"]}, {**followed(1), "follow": "<img>"}, {**followed(1), "trace": {**followed(1)["trace"], "kl": [1]}},
+        {**followed(1), "trace": {**followed(1)["trace"], "token": [1] * 6}}, {**followed(1), "trace": {"token": TOKENS}})],
+    ("samples", '{"step": 1}'), ("samples", '{"text": "good", "label": 1}'), ("samples", "42"),
+], ids=str)
+def test_a_line_that_no_run_writes_is_one_clear_error(tmp_path, file, line):
+    """Whether it is the last line or not: only a last line that is no JSON and has no end was torn by a crash."""
+    run = make_run(tmp_path)
+    path = run / f"{file}.jsonl"
+    good = path.read_text()
+    for text in (good + line + "\n", line + "\n" + good):
+        path.write_text(text)
+        at = 1 if text.startswith(line + "\n") else good.count("\n") + 1
+        with pytest.raises(ValueError, match=rf'{file}\.jsonl, line {at}: expected a JSON object with a "step"') as info:
+            write_report(run)
+        assert len(str(info.value).splitlines()) == 1 and len(str(info.value)) < 600
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("config", ["[]", "null", '{"run": 1}', '{"ppo": null}', "[" * 100_000, "\x00", '"text"'], ids=range(7))
+def test_a_config_that_is_no_runs_is_one_clear_error(tmp_path, config):
+    run = make_run(tmp_path)
+    (run / "config.json").write_text(config)
+    with pytest.raises(ValueError, match="config.json is not the config.json of a run: expected a JSON object"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("size", [10**400, -10**400, 1e308, 5e-324, 1e99, -1e-99, 1e20, "text", [1], {}, True, None, math.nan],
+                         ids=range(13))
+def test_numbers_of_absurd_size_and_no_numbers_draw_a_page(tmp_path, size):
+    metrics = run_of(**{key: (lambda s: size if s % 2 else 1) for key in healthy(1) if key != "step"})
+    row = followed(1)
+    row["trace"].update(kl=[size] * 6, score=size)
+    samples = [row, {"step": 1, "query": "q", "response": "r", "score": size, "kl": size, "parts": {"p": size}},
+               {"step": 2, "query": "only", "response": "texts"}]
+    page = Page(write_report(make_run(tmp_path, metrics, samples, {"steps": size, "ppo": {"target": size}})))
+    drawn = " ".join(value for _, attrs in page.tags for name, value in attrs.items() if name in ("d", "x", "y", "cx", "cy", "style"))
+    assert "only" in page.texts and not re.search("nan|inf|e[+-]", drawn.lower()) and len(drawn) < 100_000
+    page = Page(write_report(make_run(tmp_path, [{"step": 0}, {"step": 2**53 - 1, "objective/kl": size}, {"step": 5}])))
+    assert page.having("data-chart") or not isinstance(size, (int, float)) or not abs(size) < 1e100
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("a\u202eb", "a\\u202eb"), ("\u2066a\u2069", "\\u2066a\\u2069"), ("\u200f\u061c", "\\u200f\\u061c"), ("\x1b[2J\x7f\x9b", "␛[2J␡\\x9b"),
+    ("\u2028\ufeff\xad", "\\u2028\\ufeff\\xad"), ("\U000e0041", "\\U000e0041"), ("\ud800", "\\ud800"),
+    ("é 日本 שלום 👩\u200d👧 \xa0", "é 日本 שלום 👩\u200d👧 \xa0"), ("\r\n\t", "␍⏎⇥"),
+])
+def test_control_and_direction_characters_are_shown_not_obeyed(text, shown):
+    assert report._text(text) == shown
+
+
+def test_right_to_left_texts_stay_in_their_own_place(tmp_path):
+    """A query in Hebrew does not move the response, the score or the name beside it."""
+    page = Page(write_report(make_run(tmp_path / "a", samples=[{"step": 1, "query": "שלום", "response": " x"}, followed(1)])))
+    assert len([tag for tag, attrs in page.tags if tag == "bdi"]) == 4   # heading, query, response, query of the trace
+    assert re.search(r"\.facts b, \.name \{ unicode-bidi: isolate", Path(report.__file__).with_name("page.css").read_text())
+
+
+def test_the_page_says_what_it_leaves_out(tmp_path):
+    samples = [{"step": step, "query": f"q{k}", "response": "r"} for step in (1, 2, 3, 4, 5) for k in range(13 if step == 1 else 5)]
+    page = Page(write_report(make_run(tmp_path, samples=samples + [followed(step) for step in range(1, 501)])))
+    assert page.texts.count("update 1, showing 5 of 13") == 1 and "update 3" in page.texts and "q5" not in page.texts
+    assert "Left out: samples of 2 updates between these." in page.text
+    assert "Showing 60 of 500 updates, evenly apart." in page.text
+    text = Page(write_report(make_run(tmp_path))).text.lower()
+    assert "showing" not in text
 
 
 def test_the_trace_carries_every_quantity_of_every_update(tmp_path):
@@ -281,7 +258,7 @@ def test_axis_ticks_are_few_round_and_inside(low, high):
 @pytest.mark.parametrize("value, said", [(None, "–"), (0.0, "0"), (-0.12345, "−0.123"), (999.7, "1,000"),
                                          (50257.4, "50,257"), (1.41e-5, "1.41e−05")])
 def test_numbers_are_written_for_people(value, said):
-    assert report._num(value) == said
+    assert number(value) == said
 
 
 def test_axes_start_at_zero_and_cut_useless_explained_variance():
@@ -308,6 +285,20 @@ def test_several_runs_side_by_side(tmp_path):
     assert write_report(first, second, out=tmp_path / "both.html") == tmp_path / "both.html"
 
 
+def test_six_runs_say_once_what_they_share_and_their_names_stay(tmp_path):
+    """Of seven facts only the learning rate differs; titles wrap and are never cut; the legend is sticky."""
+    runs = [make_run(tmp_path / f"run{k}", config={**CONFIG, "ppo": {**CONFIG["ppo"], "learning_rate": k / 1000}}) for k in range(6)]
+    page = Page(write_report(*runs))
+    assert page.texts.count("0.8*model:rm + 0.2*rule:length") == 1 and page.texts.count("6 runs") == 1
+    assert [page.texts.count(f"0.00{k}") for k in range(1, 6)] == [2] * 5          # the head, the table of differences
+    assert len([tag for tag in page.having("class") if tag["class"] == "differs"]) == 1
+    (key,) = [at for at, (tag, _) in enumerate(page.tags) if tag == "nav"]
+    assert [attrs["class"] for _, attrs in page.tags[key + 1:key + 7]] == [f"name r{k}" for k in range(6)]
+    style = Path(report.__file__).with_name("page.css").read_text()
+    assert ".key { position: sticky; top: 0" in style
+    assert "nowrap" not in re.search(r"\nh4 \{.*\}", style)[0] and "ellipsis" not in re.search(r"\nfigcaption \{.*\}", style)[0]
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     a, b = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run")
     assert f"{a} and {b}" in Page(write_report(a, b)).text
@@ -331,7 +322,7 @@ def test_a_bad_line_in_the_middle_is_named(tmp_path):
     ("metrics.jsonl", None, FileNotFoundError, "not a run folder: it has no metrics.jsonl"),
     ("metrics.jsonl", "", ValueError, "holds no whole update yet"),
     ("metrics.jsonl", '{"step": 1, "pp', ValueError, "holds no whole update yet"),
-    ("config.json", "{", ValueError, "config.json is not JSON"),
+    ("config.json", "{", ValueError, "config.json is not the config.json of a run: expected a JSON object"),
 ])
 def test_a_folder_without_a_run_is_refused_before_anything_is_written(tmp_path, file, content, error, words):
     run = make_run(tmp_path / "run")

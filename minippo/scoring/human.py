@@ -1,0 +1,215 @@
+"""A person at the terminal as a score function: asks, keeps every answer, never asks twice.
+
+    python -m minippo train --model gpt2 --prompts prompts.txt --reward human --out runs/x
+
+The answers are lines {"query", "response", "score"} of runs/x/labels.jsonl. Standard library only.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+LOWEST, HIGHEST = -5, 5                                                 # 0 is neutral
+PROMPT = f"rating {LOWEST} to {HIGHEST}, u = undo, s = stop and save, ? = help > "
+HELP = f"""\
+{HIGHEST} is the best, {LOWEST} the worst, 0 neutral; 3.5 and 3,5 are ratings, too
+u, undo   take the rating before this one back, within its batch
+s, stop   end the run; the ratings are saved, and --resume does not ask for them again
+?, help   this text
+"""
+
+
+class StopRun(Exception):
+    """The person at the terminal ends the run: save and exit.
+
+    signum: the signal that asked for it (the exit status is then 128 + signum), or None.
+    """
+
+    def __init__(self, reason, signum=None):
+        super().__init__(reason)
+        self.signum = signum
+
+
+def visible(text: str) -> str:
+    """Return text with control and direction characters as escapes: it must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+@contextmanager
+def _signals_stop_the_run():
+    """Within, SIGINT, SIGTERM and SIGHUP, a closed terminal, raise StopRun.
+
+    A handler that only sets a flag would leave the program waiting for an answer. Only the main
+    thread may set handlers; in any other, signals keep their meaning. What is ignored stays ignored.
+    """
+    def stop(signum, frame):
+        raise StopRun(f"{signal.Signals(signum).name} at the terminal", signum)
+
+    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        wanted = []
+    before = {signum: signal.signal(signum, stop) for signum in wanted
+              if signal.getsignal(signum) is not signal.SIG_IGN}        # nohup, a job in the background
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler or signal.SIG_DFL)
+
+
+# --- the file of ratings --------------------------------------------------------------------------
+
+_TEXT, _NUMBER = rb'(?:[^"\\]|\\.)*\\?', rb"[-+.0-9e]*"
+
+
+def _torn(tail):
+    """Return whether these bytes begin a line as `_keep` writes it, without its end."""
+    for words, content in ((b'{"query": "', _TEXT), (b'", "response": "', _TEXT), (b'", "score": ', _NUMBER)):
+        if len(tail) <= len(words):
+            return words.startswith(tail)
+        if not tail.startswith(words):
+            return False
+        tail = re.sub(b"^" + content, b"", tail[len(words):])
+    return not tail
+
+
+def _read_ratings(path):
+    """Return {(query, response): score} of a file of ratings, the later line where two disagree.
+
+    Half a line of ours at its end, which a kill may leave, is cut off. Any other line that is no
+    rating is a ValueError, and the file stays as it is: it may be somebody's own.
+    """
+    raw = path.read_bytes() if path.exists() else b""
+    *lines, tail = raw.split(b"\n")
+    whole = bool(tail) and not _torn(tail)                               # whole, but for its newline
+    ratings = {}
+    for number, line in enumerate(lines + [tail] * whole, start=1):
+        try:
+            record = json.loads(line)
+            query, response, score = record["query"], record["response"], float(record["score"])
+            if not (isinstance(query, str) and isinstance(response, str) and LOWEST <= score <= HIGHEST):
+                raise ValueError("expected two texts and a number")
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: not a rating from {LOWEST} to {HIGHEST} ({type(error).__name__}: "
+                             f"{error}); mend that line, or move the file away if it is not of a run") from error
+        ratings[query, response] = score
+    if tail:
+        with open(path, "r+b") as file:
+            file.seek(len(raw) - len(tail))
+            file.write((tail + b"\n") * whole)
+            file.truncate()
+    return ratings
+
+
+# --- the person -----------------------------------------------------------------------------------
+
+class HumanReward:
+    """A score function that asks a person: a rating from -5 (worst) to 5 (best), 0 is neutral.
+
+    `u` goes back to the rating before, in the same batch; `s` and the end of the input raise
+    StopRun, and so do SIGINT, SIGTERM and SIGHUP while it waits. Every rating is on the disk before
+    the next question, a line {"query", "response", "score"} of the file `path`. What is rated there
+    is not asked again.
+    """
+
+    def __init__(self, path: str | Path, input=None, output=None):
+        self.path = Path(path)
+        self.input, self.output = input or sys.stdin, output or sys.stdout
+        self.ratings = _read_ratings(self.path)                         # (query, response) -> score
+        open(self.path, "ab").close()                                   # if it fails, then now
+
+    def __call__(self, queries: list[str], responses: list[str]) -> list[float]:
+        pairs = list(zip(queries, responses))
+        unrated = [pair for pair in dict.fromkeys(pairs) if pair not in self.ratings]
+        if known := sum(pair in self.ratings for pair in pairs):
+            with suppress(StopRun):                                     # nothing is asked here
+                self._say(f"\n{known} of {len(pairs)} responses are rated already, in {self.path}\n")
+        try:
+            self._rate(unrated)
+        except StopRun as stop:
+            raise StopRun(f"{stop}; ratings kept in {self.path}: {len(self.ratings)}", stop.signum) from stop
+        return [self.ratings[pair] for pair in pairs]
+
+    def _rate(self, unrated):
+        """Ask for the ratings of these pairs, one after the other."""
+        done = 0
+        while done < len(unrated):
+            self._show(unrated[done], f"{done + 1} of {len(unrated)}")
+            rating = self._ask()
+            if rating is not None:
+                self._keep(unrated[done], rating)
+                done += 1
+            elif done > 0:
+                done -= 1
+                self._drop(unrated[done])
+            else:
+                self._say("nothing to undo: this is the first of its batch\n")
+
+    def _ask(self):
+        """Ask until the answer makes sense; return the rating, or None for undo."""
+        while True:
+            answer = self._answer(PROMPT)
+            if answer in ("u", "undo"):
+                return None
+            if answer in ("s", "stop"):
+                raise StopRun("stopped at the terminal")
+            if answer in ("?", "help"):
+                self._say(HELP)
+                continue
+            try:
+                rating = float(answer.replace(",", ".", 1))
+            except ValueError:
+                self._say(f"{answer!r} is not a number, u, s or ?\n")
+                continue
+            if LOWEST <= rating <= HIGHEST:                             # False for nan
+                return rating
+            self._say(f"{answer} is not from {LOWEST} to {HIGHEST}\n")
+
+    def _answer(self, prompt):
+        """Return the next line of the input without the white space around it."""
+        with _signals_stop_the_run():                                   # before a person can answer
+            self._say(prompt)
+            try:
+                line = self.input.readline()
+            except UnicodeDecodeError:                                  # nonsense, but not the end
+                return "\ufffd"
+            except (OSError, ValueError) as error:                      # ValueError: a closed file
+                raise StopRun(f"the terminal is closed: {error}") from error
+        if not line:
+            raise StopRun("the input has ended")
+        return line.strip().lower()
+
+    def _show(self, pair, place):
+        query, response = (visible(text).replace("\n", "\n          ") for text in pair)
+        self._say(f"\n[{place}]\nquery:    {query}\nresponse: {response}\n")
+
+    def _say(self, text):
+        """Write to the output; a character that it cannot encode becomes an escape."""
+        encoding = getattr(self.output, "encoding", None) or "utf-8"
+        try:
+            self.output.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self.output.flush()
+        except (OSError, ValueError) as error:
+            raise StopRun(f"the terminal is closed: {error}") from error
+
+    def _keep(self, pair, rating):
+        """Append one rating to the file."""
+        record = {"query": pair[0], "response": pair[1], "score": rating}
+        with open(self.path, "ab") as file:
+            file.write(json.dumps(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.ratings[pair] = rating
+
+    def _drop(self, pair):
+        """Take the last line of the file back, the rating of `pair`."""
+        del self.ratings[pair]
+        with open(self.path, "r+b") as file:
+            lines = file.read()
+            file.truncate(lines[:-1].rfind(b"\n") + 1)
+            os.fsync(file.fileno())
