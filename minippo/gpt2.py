@@ -181,7 +181,7 @@ class GPT2(nn.Module):
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:
                 x = block(x, context)
-        return self.ln_f(x.float())
+        return self.ln_f(x.to(self.wte.weight.dtype))                             # fp32, as the weights
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits, through the transposed token embedding: (N, C) -> (N, V), or (B, T, C) -> (B, T, V); fp32."""

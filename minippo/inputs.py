@@ -55,7 +55,7 @@ def check_tokens(name: str, sequences: Sequence, vocab_size: int) -> list[Tensor
         if isinstance(sequence, (str, bytes)):
             raise ValueError(f"{name}[{i}] is text; encode it first: torch.tensor(tokenizer.encode(text))")
         try:
-            tokens = torch.as_tensor(sequence) if isinstance(sequence, Tensor) else torch.as_tensor(sequence, device="cpu")
+            tokens = sequence if isinstance(sequence, Tensor) else torch.as_tensor(sequence, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name}[{i}]: expected a 1-D tensor of token ids, got {sequence!r:.80}") from error
         if tokens.dim() != 1 or tokens.numel() == 0:
@@ -98,7 +98,7 @@ def check_scores(scores: Sequence | Tensor, responses: list[Tensor]) -> Tensor:
     for i, score in enumerate(scores):
         if not (isinstance(score, (Real, Tensor)) or hasattr(score, "__array__")):
             raise ValueError(f"scores[{i}]: expected a number or a tensor, got {type(score).__name__} {score!r:.40}")
-        row = torch.as_tensor(score).detach().cpu()
+        row = score.detach().cpu() if isinstance(score, Tensor) else torch.as_tensor(score, device="cpu")
         if row.is_complex() or not torch.isfinite(row.float()).all():
             raise ValueError(f"scores[{i}] is not finite, or not in fp32: {row.tolist()!r:.80}; check the score function on this "
                              "response")

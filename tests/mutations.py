@@ -330,7 +330,7 @@ MUTATIONS = [
              "query, key and value interleaved by head, as in GPT-NeoX"),
     Mutation("gpt2.py", "return x + self.mlp(self.ln_2(x))", "return self.ln_2(x + self.mlp(x))",
              "layer norm behind the MLP, as in GPT-1"),
-    Mutation("gpt2.py", "return self.ln_f(x.float())", "return x.float()", "no final layer norm"),
+    Mutation("gpt2.py", "return self.ln_f(x.to(self.wte.weight.dtype))", "return x.to(self.wte.weight.dtype)", "no final layer norm"),
     Mutation("attention.py", ".index_copy_(0, self.real_index, x).view(B, T, -1)",
              ".index_copy_(0, self.real_index.flip(0), x).view(B, T, -1)", "tokens put back in another order"),
     Mutation("fast.py", "return (onednn(grad, weight.T) if", "return (onednn(2 * grad, weight.T) if", "twice the gradient from oneDNN"),
