@@ -251,16 +251,16 @@ def test_fp16_gradients_of_a_mean_over_many_tokens_survive():
 def test_noise_is_not_explained():
     """Scores of pure chance: what the values learnt by heart while the batch was used says nothing about the next one.
 
-    Asked of the values during the epochs, as TRL does, the mean was 0.24; CleanRL asks those of the rollout, too.
+    Asked of the values during the epochs, as TRL does, the mean was above 0.2; CleanRL asks those of the rollout, too.
     """
     trainer = trainer_of(ppo_epochs=20, vf_coef=5.0, cliprange=0.01, cliprange_value=10.0, init_kl_coef=0.0, adap_kl_ctrl=False)
     generator = torch.Generator().manual_seed(0)
     explained = []
-    for _ in range(20):
+    for _ in range(8):
         queries = make_ragged([3] * 16, seed=int(torch.randint(10**6, (1,), generator=generator)))
         responses = trainer.generate(queries, max_new_tokens=6)
         explained.append(trainer.step(queries, responses, torch.randn(16, generator=generator))["ppo/val/var_explained"])
-    assert sum(explained[5:]) / 15 < 0.05
+    assert sum(explained[3:]) / 5 < 0.05
 
 
 def test_explained_variance_by_hand():
