@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers to
 import tokenizers  # noqa: E402  (comes with transformers)
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "files")]
 
 from test_tokenizer import CACHE, needs_gpt2, random_text, write_files  # noqa: E402
 
