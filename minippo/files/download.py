@@ -30,7 +30,7 @@ class Retry(Exception):
 
 
 def say(text: str, end: str = "\n") -> None:
-    """A line on stderr; one that ends in a carriage return is for terminals only. A stderr that is closed, full or not there must not end a download."""
+    """A line on stderr, where a carriage return at its end is for terminals only. One that is closed, full or not there ends nothing."""
     try:
         if end == "\n" or sys.stderr.isatty():
             sys.stderr.write(text + end)
