@@ -12,7 +12,7 @@ from gpt2_models import hf_gpt2  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from minippo import GPT2, GPT2Config, GPT2WithValueHead  # noqa: E402
-from minippo.files.tokenizer import train_bpe  # noqa: E402
+from minippo.training.bpe import train_bpe  # noqa: E402
 
 TEXTS = ["the cat sat on the mat, the cat sat on the hat", "naïve café: 12 + 30 = 42!", "  spaces\n\nand 日本語 🙂"]
 SIZES = GPT2Config(vocab_size=267, n_positions=24, n_embd=32, n_layer=2, n_head=4, layer_norm_epsilon=0.01)

@@ -20,7 +20,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "files")]
 
 from test_tokenizer import CACHE, needs_gpt2, random_text, write_files  # noqa: E402
 
-from minippo.files.tokenizer import EOS, load_tokenizer, train_bpe  # noqa: E402
+from minippo.files.tokenizer import EOS, load_tokenizer  # noqa: E402
+from minippo.training.bpe import train_bpe  # noqa: E402
 
 TEXTS = ["It's what we've said: don't!\n\n", "naïve café — 12½ km², 2024年, 漢字と仮名。", "👩‍👩‍👧 e\u0301 \t  x\u3000y\u00a0z",
          "<p>الكتاب</p> {'we'll': [1,2,3]}   ", "def f(x):\n        return x ** 2   # ok\n"]
