@@ -98,6 +98,26 @@ def test_a_folder_goes_through_transformers_and_back(folder, tmp_path):
     assert all(torch.equal(back[name], w) for name, w in ours.items())
 
 
+def test_a_folder_in_parts_is_read(folder, tmp_path):
+    """As transformers writes it where a model is larger than max_shard_size."""
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path, max_shard_size="40KB")
+    assert (tmp_path / "model.safetensors.index.json").exists() and len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    back, ours = (GPT2.from_pretrained(str(path), device="cpu").state_dict() for path in (tmp_path, folder))
+    assert back.keys() == ours.keys() and all(torch.equal(back[name], w) for name, w in ours.items())
+
+
+def test_the_two_lines_that_convert_a_pickle_work(folder, tmp_path):
+    """What the error says, done."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError) as caught:
+        GPT2.from_pretrained(str(tmp_path), device="cpu")
+    exec("\n".join(line.strip() for line in str(caught.value).splitlines()[-2:]), {})
+    back, ours = (GPT2.from_pretrained(str(path), device="cpu").state_dict() for path in (tmp_path, folder))
+    assert all(torch.equal(back[name], w) for name, w in ours.items())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_trl_folder_loads_here_with_its_value_head(dtype, tmp_path):
     """TRL keeps the value head in fp32, inside model.safetensors, whatever the type of the rest."""
