@@ -20,7 +20,8 @@ from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
 from minippo.training.run import newest_checkpoint
 from minippo.files.safetensors import read_safetensors, write_safetensors
-from minippo.files.tokenizer import EOS, train_bpe
+from minippo.files.tokenizer import EOS
+from minippo.training.bpe import train_bpe
 from test_run import forked, start, status_of, write_model
 from test_safetensors import hostile_pickle
 

@@ -17,7 +17,7 @@ from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig
 from minippo.scoring.reward_model import RewardModelConfig
 from minippo.training.run import Result, RunConfig
-from minippo.files.tokenizer import train_bpe
+from minippo.training.bpe import train_bpe
 
 REVIEWS = ["the film is a joy", "the film is a bore", "this story is dull", "a dog and a boat"]
 REQUIRED = ["--model", "m", "--prompts", "p.txt", "--reward", "rule:length", "--out", "o"]

@@ -2,6 +2,7 @@
 
 A reader sees the old one or the new one, never half of either, also when the power fails. What a killed process leaves
 behind carries a name that nobody else gives, see TEMPORARY, so that it can be removed without touching anything foreign.
+Reading has one function here, too: read_json, which takes no memory for what cannot be a file of ours.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import shutil
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from typing import Any, BinaryIO, Iterator
 
-TEMPORARY = re.compile(r"(.+)\.(?:tmp|old)-minippo-[0-9a-f]{8}")         # a name of our own making; the group is what it becomes
+TEMPORARY = re.compile(r"(.+)\.(tmp|old)-minippo-[0-9a-f]{8}")       # a name of our own making; group 1 is what it becomes
+MAX_JSON = 2**20                # bytes; the config.json and manifest.json of the largest models have a few thousand
 
 
 def beside(path: Path, kind: str) -> Path:
@@ -25,10 +27,11 @@ def beside(path: Path, kind: str) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk. Windows does not open folders, and needs no call."""
-    if os.name == "nt" and path.is_dir():
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    windows = os.name == "nt"                   # there folders cannot be opened, and only what may be written can be synced
+    if windows and path.is_dir():
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -74,6 +77,18 @@ def write_json(path: str | os.PathLike, content: dict) -> None:
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(path: Path, limit: int = MAX_JSON) -> Any:
+    """The content of a JSON file; ValueError where it is none, or has more than `limit` bytes, of which none is read then."""
+    if path.exists() and not path.is_file():                # a pipe would keep us waiting for ever
+        raise ValueError(f"{path} is there and not a file")
+    if (size := path.stat().st_size) > limit:
+        raise ValueError(f"{path} has {size:,} bytes, expected at most {limit:,}: this is another file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch or write the file again") from error
+
+
 @contextmanager
 def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
     """A temporary folder to write into; its files are in `folder` when the block ends without an error.
@@ -86,14 +101,16 @@ def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} exists and is not a folder; choose another place")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, aside = beside(folder, "tmp"), beside(folder, "old")
+    into = folder.exists() and not whole
+    # inside the folder where only its files change: it may be a disk of its own, and files are renamed within one disk only
+    temporary, aside = beside(folder / folder.name if into else folder, "tmp"), beside(folder, "old")
     temporary.mkdir()
     try:
         yield temporary
         for path in temporary.iterdir():
             sync(path)
         sync(temporary)
-        if folder.exists() and not whole:
+        if into:
             for path in temporary.iterdir():
                 os.replace(path, folder / path.name)
             temporary.rmdir()
@@ -105,6 +122,8 @@ def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
         sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not folder.exists():          # the second rename failed, or Ctrl+C came between the two
+            os.rename(aside, folder)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -113,11 +132,10 @@ def find_folder(folder: str | os.PathLike) -> Path:
     """`folder`, put back if a crash came between setting the old one aside and putting the new one in its place."""
     folder = Path(os.path.realpath(folder))
     if not folder.exists() and folder.parent.is_dir():
-        for path in sorted(folder.parent.iterdir()):
-            match = TEMPORARY.fullmatch(path.name)
-            if match and match[1] == folder.name and ".old-" in path.name:
-                os.rename(path, folder)
-                break
+        matches = [(path, TEMPORARY.fullmatch(path.name)) for path in folder.parent.iterdir()]
+        asides = [path for path, match in matches if match and match.groups() == (folder.name, "old")]
+        if asides:
+            os.rename(max(asides, key=lambda path: path.stat().st_mtime), folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     return folder

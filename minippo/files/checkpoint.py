@@ -6,12 +6,12 @@
     manifest.json                   name, size and sha256 of every other file, written last
 
 No pickle: JSON keeps the types that a state_dict has, see `pack`. A checkpoint is state, not settings: learning rate, eps, a fixed
-kl_coef and so on are those of the trainer that loads it.
+kl_coef and so on are those of the trainer that loads it; where a scheduler moves it, the learning rate is state.
 """
 
 from __future__ import annotations
 
-import json
+import inspect
 import math
 import os
 from collections import Counter
@@ -22,28 +22,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .atomic import find_folder, new_folder, sha256, write_json
+from .atomic import MAX_JSON, TEMPORARY, find_folder, new_folder, read_json, sha256, write_json
 from .model_folder import check_layers, read_config, read_value_head, read_weights, write_model
 from .safetensors import read_safetensors, write_safetensors
 
 OFTEN = "use an earlier checkpoint"
-SCHEDULED = ("lr", "betas", "momentum")         # of an optimizer's group: state where a scheduler moves them, else a setting
+FILES = {"config.json", "model.safetensors", "value_head.safetensors", "trainer.safetensors", "trainer.json"}
+DESKTOP = {".DS_Store", "Thumbs.db", "desktop.ini"}     # a folder that someone has looked at is still ours
+SCHEDULED = ("lr", "betas", "momentum")                 # of an optimizer's group: state where a scheduler moves them, else settings
 
 
 # --- values with their types, in JSON -------------------------------------------------------------------------------
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """`value` as JSON that `unpack` turns back, types included; its tensors go into `tensors`, under names that begin with `name`."""
-    if value is None or type(value) in (bool, int, float, str):
+    """`value` as JSON that `unpack` turns back, types included. Its tensors go into `tensors`; their names begin with `name`."""
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
+        while name in tensors:                          # the keys 1 and "1" look alike in a name
+            name += "'"
         tensors[name] = value.detach()
         return {"tensor": name}
     if type(value) in (list, tuple):
         items = [pack(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]
         return items if type(value) is list else {"tuple": items}
-    if type(value) in (dict, Counter):              # pairs: JSON would make texts of whole numbers as keys
-        kind = "dict" if type(value) is dict else "counter"
+    if isinstance(value, dict):                         # as pairs: JSON would make texts of whole numbers as keys
+        kind = "counter" if isinstance(value, Counter) else "dict"
         return {kind: [[pack(key, tensors, name), pack(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
     raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; it holds numbers, texts, tensors, None, "
                     "and lists, tuples, dictionaries and counters of them")
@@ -55,6 +59,8 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [unpack(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
+    if len(value) != 1:
+        raise ValueError(f"trainer.json holds {sorted(value)[:3]}, which is not what this version writes")
     (kind, content), = value.items()
     if kind == "tensor":
         return tensors[content]
@@ -68,13 +74,15 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 def verify_folder(folder: str | os.PathLike) -> dict:
     """The manifest of a checkpoint whose files all have the sizes and hashes it names; ValueError for the first that has not."""
     folder = find_folder(folder)
+    if not (folder / "manifest.json").exists():
+        raise FileNotFoundError(f"{folder} holds no manifest.json, so it is no checkpoint of minippo")
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "manifest.json")
         files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no manifest.json, so it is no checkpoint of minippo") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'manifest.json'} is damaged ({error!r}); {OFTEN}") from error
+    if missing := sorted(FILES - files.keys()):
+        raise ValueError(f"{folder}: the manifest does not name {missing}; {OFTEN}")
     for name, (size, digest) in files.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
@@ -88,15 +96,18 @@ def verify_folder(folder: str | os.PathLike) -> dict:
 
 def check_place(folder: Path) -> None:
     """ValueError where something else than a checkpoint of ours lies at `folder`, which saving would replace."""
-    if not folder.is_dir() or not any(folder.iterdir()):
+    there = {path.name for path in folder.iterdir() if not TEMPORARY.fullmatch(path.name)} - DESKTOP if folder.is_dir() else set()
+    if not there:
         return
     try:
-        ours = {"manifest.json", *json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{folder} is neither empty nor a checkpoint: nothing was written; choose another folder") from None
-    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in ours):
-        raise ValueError(f"{folder} is a checkpoint, but holds {foreign[:3]} as well, which would be lost: nothing was written; move "
-                         "that away, or choose another folder")
+        ours = {"manifest.json", *read_json(folder / "manifest.json")["files"]}
+    except (OSError, ValueError, LookupError, TypeError):
+        ours = set()
+    if not FILES <= ours:
+        raise ValueError(f"{folder} is neither empty nor a checkpoint: nothing was written; choose another folder")
+    if foreign := sorted(there - ours):
+        raise ValueError(f"{folder} is a checkpoint, but holds {foreign[:3]} as well, which would be lost: nothing was written; "
+                         "move that away, or choose another folder")
 
 
 # --- saving and loading ---------------------------------------------------------------------------------------------
@@ -107,19 +118,21 @@ def group_names(trainer) -> list[list[str]]:
     return [[names.get(id(p), "not the model's") for p in group["params"]] for group in trainer.optimizer.param_groups]
 
 
-def save_state(folder: str | os.PathLike, trainer, extra: dict | None = None) -> None:
+def save_state(folder: str | os.PathLike, trainer, extra: Any = None) -> None:
     """Write a checkpoint. `extra` is the caller's own (what `pack` takes), and comes back from load_state.
 
     ValueError for a folder that holds anything else; OSError leaves what was there as it was.
     """
     check_place(Path(os.path.realpath(folder)))
+    model, reference, scheduler = trainer.model, trainer.ref_model, trainer.lr_scheduler
     tensors = {"generator": trainer.generator.get_state()}
-    tensors |= {f"ref_model.{name}": value for name, value in trainer.ref_model.state_dict().items()}
-    scheduler, model = trainer.lr_scheduler, trainer.model
-    state = {"config": asdict(trainer.config), "model": asdict(model.config), "torch": torch.__version__,
-             "steps_done": trainer.steps_done, "kl_coef": trainer.kl_controller.value, "moments": vars(trainer.moments),
+    tensors |= {f"ref_model.{name}": value for name, value in reference.state_dict().items()}
+    state = {"model": asdict(model.config), "reference": asdict(reference.config), "torch": torch.__version__,
+             "steps_done": trainer.steps_done, "kl_coef": trainer.kl_controller.value, "moments": dict(vars(trainer.moments)),
              "optimizer_class": type(trainer.optimizer).__name__, "optimizer_parameters": group_names(trainer),
-             "optimizer": trainer.optimizer.state_dict(), "lr_scheduler": scheduler and scheduler.state_dict(), "extra": extra or {}}
+             "optimizer": trainer.optimizer.state_dict(),
+             "scheduler_class": scheduler and type(scheduler).__name__, "lr_scheduler": scheduler and scheduler.state_dict(),
+             "extra": {} if extra is None else extra}
     packed = pack(state, tensors, "state")
     with new_folder(folder, whole=True) as temporary:
         write_model(temporary, asdict(model.config), dict(model.transformer.named_parameters()),
@@ -139,26 +152,26 @@ def load_state(folder: str | os.PathLike, trainer) -> Any:
     verify_folder(folder)
     try:
         tensors = read_safetensors(folder / "trainer.safetensors")
-        state = unpack(json.loads((folder / "trainer.json").read_text(encoding="utf-8")), tensors)
-        check_numbers(state)
-        generator = torch.Generator()
-        generator.set_state(tensors["generator"])
+        state = unpack(read_json(folder / "trainer.json", 256 * MAX_JSON), tensors)
+        extra, optimizer = state["extra"], state["optimizer"]
+        check_numbers(state, trainer)
         compare(trainer, state)
+        torch.Generator().set_state(tensors["generator"])
         sizes = read_config(folder)
         check_layers(folder, sizes["n_layer"])
         shapes = {name: tuple(p.shape) for name, p in trainer.model.transformer.named_parameters()}
         policy = {f"transformer.{name}": p for name, p in read_weights(folder, shapes)}
         policy |= {f"v_head.{name}": p for name, p in (read_value_head(folder, sizes["n_embd"]) or {}).items()}
         reference = {name: tensors[f"ref_model.{name}"] for name in trainer.ref_model.state_dict()}
-        check_tensors(trainer, policy, reference, state["optimizer"]["state"])
-    except (KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        check_tensors(trainer, policy, reference, optimizer["state"])
+        groups = with_own_settings(trainer, optimizer["param_groups"])
+        load_scheduler(trainer.lr_scheduler, state["lr_scheduler"])         # what it holds can only be tried; after it nothing fails
+    except (LookupError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
         raise ValueError(f"{folder} is no checkpoint that this version reads ({error!r}); nothing was loaded") from error
     except ValueError as error:
         raise ValueError(f"{folder}: {error}; nothing was loaded") from error
 
-    groups = [{**saved, **{name: own[name] for name in own if name != "params" and (name not in SCHEDULED or not trainer.lr_scheduler)}}
-              for saved, own in zip(state["optimizer"]["param_groups"], trainer.optimizer.param_groups)]
-    trainer.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+    trainer.optimizer.load_state_dict({"state": optimizer["state"], "param_groups": groups})
     trainer.model.load_state_dict(policy)
     trainer.ref_model.load_state_dict(reference)
     trainer.generator.set_state(tensors["generator"])
@@ -166,47 +179,83 @@ def load_state(folder: str | os.PathLike, trainer) -> Any:
     if trainer.config.adap_kl_ctrl:
         trainer.kl_controller.value = state["kl_coef"]
     vars(trainer.moments).update(state["moments"])
-    if trainer.lr_scheduler is not None:
-        trainer.lr_scheduler.load_state_dict(state["lr_scheduler"])
-    return state["extra"]
+    return extra
 
 
-def check_numbers(state: dict) -> None:
+def load_scheduler(scheduler, state: dict | None) -> None:
+    """Load a scheduler's state; one that it cannot take leaves it as it was."""
+    if scheduler is not None:
+        own = scheduler.state_dict()
+        try:
+            scheduler.load_state_dict(state)
+        except Exception:
+            scheduler.load_state_dict(own)
+            raise
+
+
+def with_own_settings(trainer, saved: list[dict]) -> list[dict]:
+    """The optimizer's groups of a checkpoint, with the settings of this trainer's: what its constructor takes is a setting, what it
+    keeps there besides is state (torch's own keep nothing, schedule-free ones their counts)."""
+    settings = {"params", *inspect.signature(type(trainer.optimizer)).parameters}
+    settings -= set(SCHEDULED) if trainer.lr_scheduler is not None else set()
+    own = trainer.optimizer.state_dict()["param_groups"]
+    return [{**theirs, **{name: value for name, value in ours.items() if name in settings}}
+            for theirs, ours in zip(saved, own, strict=True)]
+
+
+def check_numbers(state: dict, trainer) -> None:
     """ValueError for numbers that no trainer can have."""
-    numbers = {"kl_coef": state["kl_coef"], **{name: state["moments"][name] for name in ("mean", "var", "count")}}
-    for name, value in numbers.items():
+    moments = state["moments"]
+    if moments.keys() != vars(trainer.moments).keys():
+        raise ValueError(f"moments are {moments!r:.80}, expected {sorted(vars(trainer.moments))}")
+    for name, value in {"kl_coef": state["kl_coef"], "steps_done": state["steps_done"], **moments}.items():
         if type(value) not in (int, float) or not math.isfinite(value) or value < 0 and name != "mean":
-            raise ValueError(f"{name} is {value!r}, which no trainer writes")
-    if type(state["steps_done"]) is not int or state["steps_done"] < 0 or state["moments"].keys() != {"mean", "var", "count"}:
-        raise ValueError(f"steps_done {state['steps_done']!r} and moments {state['moments']!r:.80} are not what a trainer writes")
+            raise ValueError(f"{name} is {value!r:.80}, which no trainer has")
+    if type(state["steps_done"]) is not int:
+        raise ValueError(f"steps_done is {state['steps_done']!r}, expected a whole number")
+    for group in state["optimizer"]["param_groups"]:
+        for name in [name for name in SCHEDULED if name in group]:
+            if not torch.isfinite(torch.as_tensor(group[name], dtype=torch.float64)).all():
+                raise ValueError(f"the optimizer's {name} is {group[name]!r:.80}, which no scheduler sets")
 
 
 def compare(trainer, state: dict) -> None:
-    """ValueError where the checkpoint is of another model, optimizer or scheduler than the trainer has."""
-    pairs = {f"the model's {name}": (state["model"].get(name), own) for name, own in asdict(trainer.model.config).items()
-             if name != "eos_token_id"}
+    """ValueError where the checkpoint is of another model, reference, optimizer or scheduler than the trainer has."""
+    scheduler = trainer.lr_scheduler
+    pairs = {f"the {kind}'s {name}": (state[kind][name], own)
+             for kind, model in (("model", trainer.model), ("reference", trainer.ref_model))
+             for name, own in asdict(model.config).items() if name != "eos_token_id"}
     pairs |= {"the optimizer": (state["optimizer_class"], type(trainer.optimizer).__name__),
-              "a learning rate scheduler": (state["lr_scheduler"] is not None, trainer.lr_scheduler is not None),
-              "the optimizer's parameters": (state["optimizer_parameters"], group_names(trainer))}
+              "the learning rate scheduler": (state["scheduler_class"], scheduler and type(scheduler).__name__),
+              "the scheduler's numbers": (sorted(state["lr_scheduler"] or ()), sorted(scheduler.state_dict() if scheduler else ()))}
+    saved, own = state["optimizer_parameters"], group_names(trainer)
+    if saved != own:
+        saved, own = ({name for group in groups for name in group} for groups in (saved, own))
+        pairs["the optimizer's parameters"] = (sorted(saved - own)[:3] or "the others in other groups", sorted(own - saved)[:3])
     for what, (saved, own) in pairs.items():
         if saved != own:
-            if what == "the optimizer's parameters":
-                saved, own = (sorted({name for group in groups for name in group} - {name for group in others for name in group})[:3]
-                              or "in another order" for groups, others in ((saved, own), (own, saved)))
             raise ValueError(f"{what}: {saved} in the checkpoint, {own} in this trainer; build it with the model (sizes and frozen "
                              "parameters), optimizer and lr_scheduler that were saved")
 
 
 def check_tensors(trainer, policy: dict, reference: dict, moments: dict) -> None:
     """ValueError for tensors that are missing, misshapen, of another type or not finite: fused Adam reads what it is told to."""
-    wanted = {f"policy {name}": (p.shape, policy[name], p.dtype) for name, p in trainer.model.state_dict().items()}
-    wanted |= {f"reference {name}": (p.shape, reference[name], p.dtype) for name, p in trainer.ref_model.state_dict().items()}
-    parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    wanted = {f"the policy's {name}": (policy[name], p.shape, p.dtype) for name, p in trainer.model.state_dict().items()}
+    wanted |= {f"the reference's {name}": (reference[name], p.shape, p.dtype) for name, p in trainer.ref_model.state_dict().items()}
+    optimizer = trainer.optimizer
+    parameters = dict(enumerate((p, group) for group in optimizer.param_groups for p in group["params"]))
+    torchs = tuple(kind for kind in vars(torch.optim).values() if isinstance(kind, type) and kind is not torch.optim.Optimizer)
     for i, slot in moments.items():
+        p, group = parameters[i]
+        if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+            names = {"step", "exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if group["amsgrad"] else set())
+            if slot.keys() != names or not all(isinstance(x, Tensor) for x in slot.values()):
+                raise ValueError(f"the optimizer's state of parameter {i} is {sorted(slot)}, expected tensors {sorted(names)}")
         for name, x in slot.items():
-            if isinstance(x, Tensor):                   # a count of steps, a row's or column's factor of Adafactor, or one a weight
-                like = x if x.dim() == 0 or name in ("row_var", "col_var") else parameters[i]
-                wanted[f"optimizer {i} {name}"] = (like.shape, x, like.dtype)
-    for name, (shape, x, dtype) in wanted.items():
+            if isinstance(x, Tensor) and isinstance(optimizer, torchs):         # others may keep tables, or 8-bit moments
+                # a count of steps, a row's or column's factor of Adafactor, or one number a weight
+                like = x if x.dim() == 0 or name in ("row_var", "col_var") else p
+                wanted[f"the optimizer's {name} of parameter {i}"] = (x, like.shape, like.dtype)
+    for name, (x, shape, dtype) in wanted.items():
         if x.shape != shape or x.dtype != dtype or not torch.isfinite(x).all():
             raise ValueError(f"{name} is {tuple(x.shape)} {x.dtype}, expected finite numbers {tuple(shape)} {dtype}")

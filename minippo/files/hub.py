@@ -11,6 +11,7 @@ that transformers finds the files as well. There, below models--user--name/,
     .no_exist/<commit>/<file>      says that the repo has no such file
 
 The environment counts as it does for huggingface_hub: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE...
+A public model is known by its bytes: a cached file of another size, or a small one with another hash, is not taken for it.
 
 What was left out, and why:
 1. Looking for a newer commit when a cached one has the files: a model should not change under its user.
@@ -20,27 +21,19 @@ What was left out, and why:
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import os
 import re
-import sys
-import time
 import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from urllib.parse import quote, urljoin, urlsplit
+from pathlib import Path
+from typing import Sequence
 
-RETRIES = 5           # in a row without a new byte
-BACKOFF = 0.25        # seconds before the first retry, doubled for each further one
-MAX_WAIT = 60         # seconds; a server that asks for a longer pause ends the download
-MAX_REDIRECTS = 10
-CHUNK = 1 << 20       # bytes
-PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)    # what a server's word must look like before it becomes a file name
-SHA256 = re.compile(r"[0-9a-f]{64}")
+from .atomic import sha256, sync, write_text
+from .download import fetch, say
+
+SMALL = 2**22                                   # bytes; smaller files are hashed each time they are looked for in the cache
+PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)      # what a word must look like before it becomes a file name
 
 KINDS = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError}
 ADVICE = {
@@ -96,210 +89,84 @@ def check_repo_id(repo_id: str) -> None:
                          "most 96 of A-Z a-z 0-9 _ - . without - or . at an end, without -- or .. or a final .git")
 
 
-def _check_file_name(name):
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
-        raise ValueError(f"file name {name!r}: expected a relative path inside the model folder")
+def env_path(name: str, default: str | Path) -> Path:
+    return Path(os.path.expanduser(os.path.expandvars(os.environ.get(name) or default)))
 
 
-def _env_path(name):
-    value = os.environ.get(name)
-    return Path(os.path.expandvars(value)).expanduser() if value else None
+def hf_home() -> Path:
+    return env_path("HF_HOME", env_path("XDG_CACHE_HOME", "~/.cache") / "huggingface")
 
 
-def _hf_home():
-    return _env_path("HF_HOME") or (_env_path("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+def storage_of(repo: str) -> Path:
+    return env_path("HF_HUB_CACHE", env_path("HUGGINGFACE_HUB_CACHE", hf_home() / "hub")) / ("models--" + repo.replace("/", "--"))
 
 
-def _storage(repo):
-    cache = _env_path("HF_HUB_CACHE") or _env_path("HUGGINGFACE_HUB_CACHE") or _hf_home() / "hub"
-    return cache / ("models--" + repo.replace("/", "--"))
-
-
-def _endpoint():
-    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    if not endpoint.startswith(("https://", "http://")):
-        raise ValueError(f"HF_ENDPOINT is {endpoint!r}, expected an address that starts with https:// or http://")
-    return endpoint
-
-
-def _token():
-    path = _env_path("HF_TOKEN_PATH") or _hf_home() / "token"
+def stored_token() -> str:
+    path = env_path("HF_TOKEN_PATH", hf_home() / "token")
     token = os.environ.get("HF_TOKEN") or (path.read_text() if path.is_file() else "")
-    return "".join(token.split())    # a line break would end up, with the token, in http.client's error message
+    return "".join(token.split())               # a line break would end up, with the token, in http.client's error message
 
 
-def _offline():
-    switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    return any(switch.upper() in ("1", "ON", "YES", "TRUE") for switch in switches)
+def offline() -> bool:
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
 # --- what is on the disk already ------------------------------------------------------------------------------------
 
-def _missing(folder, files):
-    return [f"{name} (a broken link to {os.readlink(folder / name)})" if os.path.islink(folder / name) else name
-            for name in files if not os.path.isfile(folder / name)]
+def faults(folder: Path, files: Sequence[str], known: dict[str, tuple]) -> list[str]:
+    """What is wrong with each of `files` that is not there, or not the one whose size and hash are known."""
+    wrong = []
+    for name in files:
+        path, (size, digest) = folder / name, known.get(name, (None, None))
+        if not path.is_file():
+            wrong.append(f"lacks {name}" + (f" (a broken link to {os.readlink(path)})" if path.is_symlink() else ""))
+        elif size not in (None, path.stat().st_size):
+            wrong.append(f"has another {name}, of {path.stat().st_size:,} bytes, not {size:,}")
+        elif digest is not None and path.stat().st_size < SMALL and sha256(path) != digest:
+            wrong.append(f"has another {name}, whose sha256 is not {digest}")
+    return wrong
 
 
-def _check_folder(folder, files):
-    if not folder.is_dir():
-        state = "is a broken link" if folder.is_symlink() else "is a file" if folder.exists() else "does not exist"
-        raise FileNotFoundError(f"{folder} {state}: expected a folder with {', '.join(files)}")
-    if missing := _missing(folder, files):
-        there = ", ".join(sorted(os.listdir(folder))[:20]) or "nothing"
-        raise FileNotFoundError(f"folder {folder} lacks {', '.join(missing)}; it holds {there}")
-
-
-def _find_cached(repos, revision, files):
+def find_cached(repos: Sequence[str], model: HubModel, files: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The cached snapshot that holds `files`, or None; and for the message what was seen at each place."""
     seen = []
-    for storage in map(_storage, repos):
+    for storage in map(storage_of, repos):
         ref = storage / "refs" / "main"
-        main = ref.read_text().strip() if ref.is_file() else None
-        snapshots = {path.name: path for path in sorted(storage.glob("snapshots/*")) if path.is_dir()}
-        chosen = [snapshots[commit] for commit in (revision, main) if commit in snapshots]
-        if len(snapshots) == 1:    # nothing to choose
-            chosen = list(snapshots.values())
-        for snapshot in chosen:
-            missing = _missing(snapshot, files)
-            if not missing:
+        snapshots = sorted(path for path in storage.glob("snapshots/*") if path.is_dir())
+        names = [model.revision, ref.read_text().strip() if ref.is_file() else None]
+        chosen = [path for name in names for path in snapshots if path.name == name]
+        for snapshot in snapshots if len(snapshots) == 1 else chosen:               # of one there is nothing to choose
+            wrong = faults(snapshot, files, model.files)
+            if not wrong:
                 return snapshot, seen
-            seen.append(f"{snapshot} lacks {', '.join(missing)}")
-        if not chosen:
-            several = f"{storage}/snapshots: refs/main names none of {', '.join(snapshots)}, so give the path of one"
-            seen.append(several if snapshots else f"{storage} holds no snapshot")
+            seen.append(f"{snapshot} {', '.join(wrong)}")
+        if not snapshots:
+            seen.append(f"{storage} holds no snapshot")
+        elif len(snapshots) > 1 and not chosen:
+            seen.append(f"refs/main names none of {', '.join(map(str, snapshots))}, so give the path of one")
     return None, seen
 
 
-# --- download -------------------------------------------------------------------------------------------------------
+# --- a download into the cache --------------------------------------------------------------------------------------
 
-class _Retry(Exception):
-    """A failure that another request may mend: (what broke, the seconds that the server asks to wait or None)."""
-
-
-def _open(url, position):
-    """GET `url` from byte `position` on; returns the response, its status 200 or 206, and the endpoint's own headers.
-
-    For a large file the endpoint redirects to a storage host. Commit, size and hash are headers of that redirect, and
-    the token must not follow it. urllib's own redirect handler loses the headers and sends the token on.
-    """
-    opener = urllib.request.OpenerDirector()
-    for handler in ("ProxyHandler", "HTTPHandler", "HTTPSHandler", "UnknownHandler"):
-        opener.add_handler(getattr(urllib.request, handler)())
-    headers = {"User-Agent": "minippo", "Accept-Encoding": "identity"}
-    if position:
-        headers["Range"] = f"bytes={position}-"
-    if token := _token():
-        headers["Authorization"] = f"Bearer {token}"
-    timeout = float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or 10)
-    home, facts = urlsplit(url)[:2], {}    # (scheme, host:port)
-    for _ in range(MAX_REDIRECTS):
-        at_home = urlsplit(url)[:2] == home
-        if not at_home:
-            headers.pop("Authorization", None)
-        try:
-            response = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
-        except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, urllib.error.URLError) and not position:    # no connection at all: say so at once
-                problem = f"cannot reach {url}: {error.reason}; the path of a folder needs no network"
-                raise ConnectionError(problem) from error
-            raise _Retry(error, None) from error
-        if at_home:
-            facts.update((name.lower(), value) for name, value in response.headers.items())
-        if response.status in (200, 206):
-            return response, facts
-        response.close()
-        if response.status in (408, 429) or response.status >= 500:
-            after = response.headers.get("Retry-After", "")
-            problem = f"status {response.status} {response.reason}{after and ', Retry-After '}{after}"
-            raise _Retry(problem, int(after) if after.isdigit() else None)
-        if response.status not in (301, 302, 303, 307, 308):
-            raise urllib.error.HTTPError(url, response.status, response.reason, response.headers, None)
-        url = urljoin(url, response.headers.get("Location", ""))
-    raise OSError(f"{url}: more than {MAX_REDIRECTS} redirects")
-
-
-def _progress(label, done, size, started, end):
-    total = f" of {size:,} bytes, {100 * done // size}%" if size else " bytes"
-    speed = done / 1e6 / max(time.monotonic() - started, 1e-3)
-    print(f"{label}: {done:,}{total}, {speed:.1f} MB/s", end=end, file=sys.stderr, flush=True)
-
-
-def _receive(response, out, size, label, started):
-    """Write the body to `out`. _Retry where reading breaks off; an error in writing, a full disk, stays what it is."""
-    shown = time.monotonic() if sys.stderr.isatty() else float("inf")
-    while size is None or out.tell() <= size:
-        try:
-            chunk = response.read1(CHUNK)
-        except (OSError, http.client.HTTPException) as error:
-            raise _Retry(error, None) from error
-        if not chunk:
-            break
-        out.write(chunk)
-        if time.monotonic() > shown + 0.2:
-            shown = time.monotonic()
-            _progress(label, out.tell(), size, started, end="\r")
-    if size is not None and out.tell() != size:
-        raise _Retry(f"connection closed at byte {out.tell()} of {size}", None)
-    out.flush()
-    os.fsync(out.fileno())
-    _progress(label, out.tell(), size, started, end="\n")
-
-
-def _attempt(url, temp, size, label, started):
-    """One request for what `temp` lacks; returns the endpoint's headers once the file is whole."""
-    position = temp.stat().st_size if temp.exists() else 0
-    response, facts = _open(url, position)
-    with response:
-        start = position if response.status == 206 else 0    # a server that ignores Range sends all of it again
-        span = response.headers.get("Content-Range", f"bytes {start}-")
-        announced = None if response.length is None else start + response.length
-        linked = facts.get("x-linked-size", "")
-        size = size or (int(linked) if linked.isdigit() else announced)
-        if announced not in (None, size) or not span.startswith(f"bytes {start}-"):
-            raise OSError(f"{url}: the server announces {announced} bytes ({span}), expected {size}: another file?")
-        temp.parent.mkdir(parents=True, exist_ok=True)
-        with open(temp, "ab" if start else "wb") as out:
-            _receive(response, out, size, label, started)
-    return facts
-
-
-def _transfer(url, temp, size, label):
-    """Download `url` to `temp`, going on where it was cut off; returns the endpoint's headers."""
-    started, failures, farthest = time.monotonic(), 0, 0
-    while True:
-        try:
-            return _attempt(url, temp, size, label, started)
-        except _Retry as error:
-            problem, wait = error.args
-        position = temp.stat().st_size if temp.exists() else 0
-        failures = 1 if position > farthest else failures + 1    # a large file over a bad line may be cut often
-        farthest = max(farthest, position)
-        wait = BACKOFF * 2 ** (failures - 1) if wait is None else wait
-        if failures > RETRIES or wait > MAX_WAIT:
-            raise ConnectionError(f"{url}: {problem}; gave up with {position} bytes here, try again later")
-        print(f"{label}: {problem}; trying again in {wait:g} s", file=sys.stderr)
-        time.sleep(wait)
-
-
-def _download_file(storage, repo, revision, name, size, sha256):
+def download_file(storage: Path, repo: str, revision: str, name: str, size: int | None, digest: str | None) -> str:
     """Download one file into the cache; returns its commit. It gets its name only when it is whole and checked."""
-    url = f"{_endpoint()}/{repo}/resolve/{revision}/{quote(name)}"
+    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    if not endpoint.startswith(("https://", "http://")):
+        raise ValueError(f"HF_ENDPOINT is {endpoint!r}, expected an address that starts with https:// or http://")
+    url = f"{endpoint}/{repo}/resolve/{revision}/{name}"
     temp = storage / "blobs" / f"{uuid.uuid4().hex}.incomplete"
     try:
-        facts = _transfer(url, temp, size, f"{repo}/{name}")
+        facts = fetch(url, temp, size, f"{repo}/{name}", stored_token())
+        sync(temp)
         commit = facts.get("x-repo-commit", "") if revision == "main" else revision
         if not PLAIN.fullmatch(commit):
             raise OSError(f"{url}: no X-Repo-Commit in the answer; is HF_ENDPOINT a Hugging Face server?")
-        etag = (facts.get("x-linked-etag") or facts.get("etag", "")).removeprefix("W/").strip('"')
-        digest = hashlib.sha256()
-        with open(temp, "rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-        for wanted in (sha256, etag if SHA256.fullmatch(etag) else None):    # a large file's etag is its sha256
-            if wanted not in (None, digest.hexdigest()):
-                raise OSError(f"{url}: sha256 is {digest.hexdigest()}, expected {wanted}; deleted, try again")
-        blob = storage / "blobs" / (etag if PLAIN.fullmatch(etag) else digest.hexdigest())
+        etag, found = (facts.get("x-linked-etag") or facts.get("etag", "")).removeprefix("W/").strip('"'), sha256(temp)
+        for wanted in (digest, etag if re.fullmatch("[0-9a-f]{64}", etag) else None):       # a large file's etag is its sha256
+            if wanted not in (None, found):
+                raise OSError(f"{url}: sha256 is {found}, expected {wanted}; deleted, try again")
+        blob = storage / "blobs" / (etag if PLAIN.fullmatch(etag) else found)
         os.replace(temp, blob)
     finally:
         temp.unlink(missing_ok=True)
@@ -308,36 +175,33 @@ def _download_file(storage, repo, revision, name, size, sha256):
     staged = link.with_name(temp.name)
     try:
         os.symlink(os.path.relpath(blob, link.parent), staged)
-    except OSError:    # a disk without symbolic links: the snapshot holds the file itself
-        os.replace(blob, link)
-    else:
-        os.replace(staged, link)    # also over a broken link
+    except OSError:                     # a disk without symbolic links: the snapshot holds the file itself
+        staged = blob
+    os.replace(staged, link)            # also over a broken link
     return commit
 
 
-def _download(storage, repo, revision, known, files, optional):
+def download(storage: Path, model: HubModel, files: Sequence[str], optional: Sequence[str]) -> Path:
     """Fetch what the snapshot lacks and return its folder; an optional file that the repo does not have is noted."""
-    commit = "" if revision == "main" else revision
+    commit = "" if model.revision == "main" else model.revision
     for name in (*files, *optional):
-        if commit and (storage / "snapshots" / commit / name).is_file():
+        if commit and not faults(storage / "snapshots" / commit, (name,), model.files):
             continue
         try:
-            commit = _download_file(storage, repo, commit or "main", name, *known.get(name, (None, None)))
+            commit = download_file(storage, model.repo, commit or "main", name, *model.files.get(name, (None, None)))
         except urllib.error.HTTPError as error:
-            commit = commit or error.headers.get("X-Repo-Commit", "")    # sent with a missing file, not a missing repo
+            commit = commit or error.headers.get("X-Repo-Commit", "")       # sent with a missing file, not a missing repo
             if error.code != 404 or name in files or not PLAIN.fullmatch(commit):
-                advice = ADVICE.get(error.code, error.reason)
+                advice = ADVICE.get(error.code, " ".join(str(error.reason).split()))
                 raise KINDS.get(error.code, OSError)(f"{error.filename}: status {error.code}, {advice}") from None
             absent = storage / ".no_exist" / commit / name
             absent.parent.mkdir(parents=True, exist_ok=True)
             absent.touch()
     snapshot, ref = storage / "snapshots" / commit, storage / "refs" / "main"
     snapshot.mkdir(parents=True, exist_ok=True)
-    if revision == "main" or not ref.exists():
+    if model.revision == "main" or not ref.exists():
         ref.parent.mkdir(parents=True, exist_ok=True)
-        temp = ref.with_name(uuid.uuid4().hex)
-        temp.write_text(commit)    # no newline: huggingface_hub 0.x fails on one
-        os.replace(temp, ref)
+        write_text(ref, commit)         # no newline: huggingface_hub 0.x fails on one
     return snapshot
 
 
@@ -349,34 +213,38 @@ def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional
     `name_or_dir` is a folder, a name of PUBLIC_MODELS, or any repo id of the Hub. FileNotFoundError where files are
     missing, PermissionError for 401 and 403, ConnectionError or OSError where a download failed: all are OSErrors.
     """
-    for name in (*files, *optional):
-        _check_file_name(name)
+    if bad := [name for name in (*files, *optional) if not PLAIN.fullmatch(name)]:
+        raise ValueError(f"file name {bad[0]!r}: expected a plain name, no path")
     name = os.fspath(name_or_dir)
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     is_path = not isinstance(name_or_dir, str) or name.startswith((os.sep, ".", "~")) or name.count("/") > 1
     if is_path or name and os.path.lexists(folder):
-        _check_folder(folder, files)
+        if not folder.is_dir():
+            state = "is a broken link" if folder.is_symlink() else "is a file" if folder.exists() else "does not exist"
+            raise FileNotFoundError(f"{folder} {state}: expected a folder with {', '.join(files)}")
+        if wrong := faults(folder, files, {}):
+            there = ", ".join(sorted(os.listdir(folder))[:20]) or "nothing"
+            raise FileNotFoundError(f"folder {folder} {', '.join(wrong)}; it holds {there}")
         return folder
     check_repo_id(name)
     model, repos = HubModel(name), (name,)
     for short, public in PUBLIC_MODELS.items():
         if name in (short, public.repo):
-            model, repos = public, (public.repo, short)    # the cache may have it under either name
+            model, repos = public, (public.repo, short)     # the cache may have it under either name
     optional = [name for name in optional if name in model.files or not model.files]
-    snapshot, seen = _find_cached(repos, model.revision, files)
-    if snapshot is None and _offline():
+    snapshot, seen = find_cached(repos, model, files)
+    if snapshot is None and offline():
         raise FileNotFoundError(f"{name} is not cached ({'; '.join(seen)}), and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE "
                                 f"is set: unset it, or put {', '.join(files)} into a folder and give its path")
     if snapshot is None:
-        return _download(_storage(model.repo), model.repo, model.revision, model.files, files, optional)
+        return download(storage_of(model.repo), model, files, optional)
     storage, commit = snapshot.parent.parent, snapshot.name
-    absent = storage / ".no_exist" / commit
-    lacking = [name for name in optional if not (snapshot / name).is_file() and not (absent / name).exists()]
-    if lacking and not _offline():
+    lacking = [name for name in optional if not (snapshot / name).is_file() and not (storage / ".no_exist" / commit / name).exists()]
+    if lacking and not offline():
         try:
-            _download(storage, model.repo, commit, model.files if commit == model.revision else {}, (), lacking)
-        except OSError as error:    # no network, a cache that is read-only: what must be there is there
-            print(f"{snapshot}: going on without {', '.join(lacking)} ({error})", file=sys.stderr)
+            download(storage, HubModel(model.repo, commit, model.files if commit == model.revision else {}), (), lacking)
+        except OSError as error:        # no network, a cache that is read-only: what must be there is there
+            say(f"{snapshot}: going on without {', '.join(lacking)} ({error})")
     return snapshot
 
 

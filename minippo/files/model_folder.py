@@ -8,25 +8,27 @@
     README.md                   a short model card
 
 Reading is wider than writing: names without the prefix, mask buffers of old files, an lm_head that equals wte, F16 and BF16, a
-value head inside model.safetensors as TRL kept it.
+value head inside model.safetensors as TRL kept it, weights in parts that model.safetensors.index.json lists.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from pathlib import Path
 from typing import Iterator
 
 import torch
 from torch import Tensor
 
-from .atomic import new_folder, write_json, write_text
+from .atomic import new_folder, read_json, write_json, write_text
 from .hub import resolve_model
-from .safetensors import iter_safetensors, read_header, read_safetensors, write_safetensors
+from .safetensors import TensorInfo, iter_safetensors, read_header, write_safetensors
 
+WEIGHTS, INDEX, VALUE_HEAD = "model.safetensors", "model.safetensors.index.json", "value_head.safetensors"
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")    # stored as (in, out)
-SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+# the largest sizes that are read: generous for a GPT-2 (gpt2-xl: 50257, 1024, 1600, 48, 25), and no shape of them overflows
+SIZES = {"vocab_size": 2**24, "n_positions": 2**24, "n_embd": 2**17, "n_layer": 1000, "n_head": 2**17}
 # settings that change what GPT-2 computes; other values than these are another model
 UNCHANGEABLE = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
                 "scale_attn_by_inverse_layer_idx": (False,), "reorder_and_upcast_attn": (False,),
@@ -35,33 +37,72 @@ UNCHANGEABLE = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale
 
 def find_model(name_or_dir: str | os.PathLike) -> Path:
     """The folder of a public model or a model folder, downloaded where it must be."""
-    return resolve_model(str(name_or_dir), ("config.json", "model.safetensors"),
-                         optional=("generation_config.json", "value_head.safetensors"))
+    name = str(name_or_dir)
+    try:
+        return resolve_model(name, ("config.json", WEIGHTS), optional=(VALUE_HEAD,))
+    except FileNotFoundError as error:
+        try:
+            parts = part_names(resolve_model(name, ("config.json", INDEX)) / INDEX)
+        except OSError:
+            if os.path.exists(os.path.join(os.path.expanduser(name), "pytorch_model.bin")):
+                raise FileNotFoundError(f"""{error}
+pytorch_model.bin is a pickle, which can run any code, and is never opened here. If you trust it, transformers converts it:
+    from transformers import AutoModelForCausalLM
+    AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained({name!r}, safe_serialization=True)""") from None
+            raise error from None
+    return resolve_model(name, ("config.json", INDEX, *parts), optional=(VALUE_HEAD,))
+
+
+def part_names(index: Path) -> list[str]:
+    """The files that an index lists; ValueError for anything but plain names of safetensors files."""
+    content = read_json(index, 2**24)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    names = list(names.values()) if isinstance(names, dict) else [None]
+    if bad := [name for name in names if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name, re.ASCII)]:
+        raise ValueError(f"{index}: expected weight_map, an object of tensor -> name of a .safetensors file, got {bad[0]!r:.80}")
+    return sorted(set(names))
+
+
+def stored_tensors(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
+    """Where each tensor of the folder's weights lies and what its file's header says of it; nothing else is read."""
+    in_parts = (folder / INDEX).exists() and not (folder / WEIGHTS).exists()
+    stored = {}
+    for file in part_names(folder / INDEX) if in_parts else [WEIGHTS]:
+        for name, info in read_header(folder / file)[0].items():
+            if name in stored:
+                raise ValueError(f"{folder / file}: unexpected tensor {name}, which is in {stored[name][0].name} already")
+            stored[name] = folder / file, info
+    return stored
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------
 
 def read_config(folder: Path) -> dict:
-    """The arguments of GPT2Config; ValueError for anything that this GPT-2 would compute differently."""
+    """The arguments of GPT2Config; ValueError for anything that this GPT-2 would compute differently, or that is no size."""
     path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch the file again") from error
+    raw = read_json(path)
     if not isinstance(raw, dict) or raw.get("model_type", "gpt2") != "gpt2":
         kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
-        raise ValueError(f"{path}: expected a model of type gpt2, got {kind!r}; minippo runs GPT-2 only")
+        raise ValueError(f"{path}: expected a model of type gpt2, got {kind!r:.80}; minippo runs GPT-2 only")
     missing = [name for name in SIZES if name not in raw]
     if missing:
         raise ValueError(f"{path}: {', '.join(missing)} missing; a GPT-2 config.json names its sizes")
+    for name, largest in SIZES.items():
+        if type(raw[name]) is not int or not 1 <= raw[name] <= largest:
+            raise ValueError(f"{path}: {name} must be a whole number from 1 to {largest:,}, got {raw[name]!r:.80}")
+    if raw["n_embd"] % raw["n_head"]:
+        raise ValueError(f"{path}: n_embd {raw['n_embd']} is not divisible by n_head {raw['n_head']}")
+    epsilon = raw.get("layer_norm_epsilon", 1e-5)
+    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+        raise ValueError(f"{path}: layer_norm_epsilon must be a number between 0 and 1, got {epsilon!r:.80}")
     for name, allowed in UNCHANGEABLE.items():
         value = raw.get(name, allowed[0])
         if value not in allowed and not (name == "n_inner" and value == 4 * raw["n_embd"]):
-            raise ValueError(f"{path}: {name} is {value!r}, but this GPT-2 computes with {allowed[0]!r} only")
+            raise ValueError(f"{path}: {name} is {value!r:.80}, but this GPT-2 computes with {allowed[0]!r} only")
     eos = raw.get("eos_token_id", 50256 if raw["vocab_size"] == 50257 else None)
     if eos is not None and type(eos) is not int:
-        raise ValueError(f"{path}: eos_token_id must be one integer or null, got {eos!r}")
-    return {name: raw[name] for name in SIZES} | {"layer_norm_epsilon": raw.get("layer_norm_epsilon", 1e-5), "eos_token_id": eos}
+        raise ValueError(f"{path}: eos_token_id must be one integer or null, got {eos!r:.80}")
+    return {name: raw[name] for name in SIZES} | {"layer_norm_epsilon": epsilon, "eos_token_id": eos}
 
 
 def config_json(config: dict, eos: int | None) -> dict:
@@ -86,60 +127,65 @@ def read_weights(folder: Path, shapes: dict[str, tuple]) -> Iterator[tuple[str, 
     """(name, fp32 CPU tensor) of each parameter of GPT2, one at a time: the model is never held twice.
 
     shapes: what is wanted, linear weights as (out, in). ValueError for a missing, extra, misshapen, non-float or non-finite
-    tensor, which is named with what was expected.
+    tensor, which is named with what was expected; names and shapes are compared before any tensor is read.
     """
-    path, wanted, lm_head, wte = folder / "model.safetensors", dict(shapes), None, None
-    for file_name, tensor in iter_safetensors(path):
+    stored, chosen, lm_head, wte = stored_tensors(folder), {}, None, None
+    for file_name, (path, info) in stored.items():
         name = file_name.removeprefix("transformer.")
         if name.endswith((".attn.bias", ".attn.masked_bias")) or name.startswith("v_head."):
             continue                                               # causal mask buffers of old files; the value head of TRL's
-        if name == "lm_head.weight":
-            lm_head = as_fp32(path, file_name, tensor)
-            continue
-        if name not in wanted:
-            raise ValueError(f"{path}: unexpected tensor {file_name} of shape {tuple(tensor.shape)}, or a second one of that "
-                             "name; config.json describes another model")
-        shape = wanted.pop(name)
-        stored = shape[::-1] if name.endswith(TRANSPOSED) else shape
-        if tuple(tensor.shape) != stored:
-            raise ValueError(f"{path}: {file_name} has shape {tuple(tensor.shape)}, but config.json asks for {stored}")
-        tensor = as_fp32(path, file_name, tensor)
-        tensor = tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor
-        wte = tensor if name == "wte.weight" else wte
-        yield name, tensor
-        del tensor
-    if wanted:
-        raise ValueError(f"{path}: {len(wanted)} tensors are missing, among them {sorted(wanted)[:3]}")
+        if name in chosen or name not in shapes and name != "lm_head.weight":
+            raise ValueError(f"{path}: unexpected tensor {file_name} of shape {info.shape}, or a second one of that name; "
+                             "config.json describes another model")
+        shape = shapes["wte.weight" if name == "lm_head.weight" else name]
+        shape = shape[::-1] if name.endswith(TRANSPOSED) else shape
+        if info.shape != shape:
+            raise ValueError(f"{path}: {file_name} has shape {info.shape}, but config.json asks for {shape}")
+        chosen[name] = file_name
+    if missing := sorted(shapes.keys() - chosen.keys()):
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing, among them {missing[:3]}")
+    names = {file_name: name for name, file_name in chosen.items()}
+    for path in dict.fromkeys(path for path, _ in stored.values()):
+        for file_name, tensor in iter_safetensors(path, names):
+            name, tensor = names[file_name], as_fp32(path, file_name, tensor)
+            if name == "lm_head.weight":
+                lm_head = tensor
+                continue
+            tensor = tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor
+            wte = tensor if name == "wte.weight" and "lm_head.weight" in chosen else wte
+            yield name, tensor
+            del tensor
     if lm_head is not None and not torch.equal(lm_head, wte):
-        raise ValueError(f"{path}: lm_head.weight differs from wte.weight, but GPT-2's head is its token embedding")
+        raise ValueError(f"{folder}: lm_head.weight differs from wte.weight, but GPT-2's head is its token embedding")
 
 
 def check_layers(folder: Path, n_layer: int) -> None:
-    """ValueError where the file holds another number of layers: said before a model of that size is built."""
-    layers = sum(name.endswith(".ln_1.weight") for name in read_header(folder / "model.safetensors")[0])
+    """ValueError where the weights have another number of layers: said before a model of that size is built."""
+    layers = sum(name.endswith(".ln_1.weight") for name in stored_tensors(folder))
     if layers != n_layer:
-        raise ValueError(f"{folder}: config.json says n_layer {n_layer}, but model.safetensors holds {layers} layers; one of the "
+        raise ValueError(f"{folder}: config.json says n_layer {n_layer}, but {WEIGHTS} holds {layers} layers; one of the "
                          "files belongs to another model, or tensors are missing")
 
 
 def read_value_head(folder: Path, n_embd: int) -> dict[str, Tensor] | None:
     """{"weight": (1, C), "bias": (1,)}; None where the folder has none."""
-    path = folder / "value_head.safetensors"
+    path = folder / VALUE_HEAD
     if path.exists():
-        stored = read_safetensors(path)
+        stored = {name: (path, info) for name, info in read_header(path)[0].items()}
     else:                                                          # TRL kept it inside model.safetensors
-        path = folder / "model.safetensors"
-        stored = {name: tensor for name, tensor in iter_safetensors(path) if name.startswith("v_head.")}
+        stored = {name: place for name, place in stored_tensors(folder).items() if name.startswith("v_head.")}
     if not stored:
         return None
     head = {}
     for leaf, shape in (("weight", (1, n_embd)), ("bias", (1,))):
         name = f"v_head.summary.{leaf}"
         if name not in stored:
-            raise ValueError(f"{path}: {name} is missing; it holds {sorted(stored)}")
-        head[leaf] = as_fp32(path, name, stored[name])
-        if tuple(head[leaf].shape) != shape:
-            raise ValueError(f"{path}: {name} has shape {tuple(head[leaf].shape)}, but the model needs {shape}")
+            raise ValueError(f"{path}: {name} is missing; it holds {sorted(stored)[:5]}")
+        path, info = stored[name]
+        if info.shape != shape:
+            raise ValueError(f"{path}: {name} has shape {info.shape}, but the model needs {shape}")
+        (_, tensor), = iter_safetensors(path, (name,))
+        head[leaf] = as_fp32(path, name, tensor)
     return head
 
 
@@ -183,7 +229,12 @@ def save_model(folder: str | os.PathLike, config: dict, weights: dict[str, Tenso
     """Write a model folder, see write_model; more: further files of tensors, by name.
 
     A new folder appears whole. In one that exists each file is replaced in one step; other files and a README.md stay.
+    ValueError where config.json there is no model's: it may be that of an application, or of a run.
     """
+    there = Path(folder) / "config.json"
+    content = read_json(there) if there.exists() else {"model_type": "gpt2"}
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise ValueError(f"{there} is not a model's and would be lost: nothing was written; choose another folder")
     with new_folder(folder, whole=False) as temporary:
         write_model(temporary, config, weights, v_head, tokenizer, card)
         for name, tensors in (more or {}).items():

@@ -13,23 +13,22 @@ section 2.2 (BPE over bytes); openai/gpt-2, src/encoder.py (the byte alphabet an
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 import operator
 import os
-import re
 import tempfile
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Iterable
 
 import tiktoken
 
+from .atomic import read_json, write_json, write_text
 from .hub import PUBLIC_MODELS, resolve_model
 
 EOS = "<|endoftext|>"                                # GPT-2's one special token
 FILES = ("vocab.json", "merges.txt")
+MORE_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")       # any of them may list tokens beyond the vocabulary
+MAX_FILE = 2**27                                     # bytes; GPT-2's vocab.json has a million
 CONFIG = {                                           # tokenizer_config.json
     "model_max_length": 1024, "tokenizer_class": "GPT2Tokenizer", "bos_token": EOS, "eos_token": EOS, "unk_token": EOS,
     "clean_up_tokenization_spaces": False,           # older transformers would decode " ." as "."
@@ -119,17 +118,16 @@ def _mergeable_tokens(vocab: dict[str, int], merges: list[str]) -> dict[str, byt
     return tokens
 
 
-def _write(path: Path, text: str) -> None:
-    """Write the whole file or nothing: a temporary file beside it takes its place once it is on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _check_complete(vocab: dict[str, int], tokens: dict[str, bytes], added: dict) -> None:
+    """ValueError where merges.txt was cut off: some token is two others side by side, and no merge makes it.
+
+    The first merge that is lost leaves such a token behind. Markers like <|pad|> that somebody put into vocab.json do not look so.
+    """
+    for token in sorted(vocab.keys() - tokens.keys() - added.keys() - {EOS}, key=vocab.get):
+        for i in range(1, len(token)):
+            if token[:i] in tokens and token[i:] in tokens:
+                raise ValueError(f"merges.txt has {len(tokens) - len(ALPHABET)} merges, and none makes {token!r} of vocab.json, say of "
+                                 f"{token[:i]!r} and {token[i:]!r}: the file is cut off, or belongs to another vocabulary; fetch it again")
 
 
 class Tokenizer:
@@ -138,20 +136,33 @@ class Tokenizer:
     vocab: token -> id, as in vocab.json: the 256 bytes, what the merges make and <|endoftext|>, under the ids 0 to V - 1
     in any order. There may be other tokens, which can be decoded, but which no text is encoded to.
     merges: "left right", as in merges.txt, in the order in which they were learnt.
+    added: text -> (id, whether it is special) of tokens that somebody added, such as a pad: in vocab.json, too, or with the ids from V
+    on. They count in vocab_size and are decoded; in a text they are ordinary text, as <|endoftext|> is, so that no text can end another.
     ValueError names the file, and in merges.txt the line.
     """
 
-    def __init__(self, vocab: dict[str, int], merges: list[str]):
+    def __init__(self, vocab: dict[str, int], merges: list[str], added: dict[str, tuple[int, bool]] | None = None):
         _check_vocab(vocab)
-        tokens = _mergeable_tokens(vocab, merges)
-        self.vocab_size = len(vocab)
+        tokens, added = _mergeable_tokens(vocab, merges), added or {}
+        _check_complete(vocab, tokens, added)
+        beyond = sorted((i, text) for text, (i, _) in added.items() if vocab.get(text) != i)
+        if [i for i, _ in beyond] != list(range(len(vocab), len(vocab) + len(beyond))) or any(text in vocab for _, text in beyond):
+            raise ValueError(f"added tokens: expected those that vocab.json has not, with the ids from {len(vocab)} on without a hole, "
+                             f"got {beyond!r:.80}")
+        self.vocab_size = len(vocab) + len(beyond)
         self.eos_token_id = self.bos_token_id = vocab[EOS]
-        self._vocab, self._merges = vocab, merges
+        self._vocab, self._merges, self._added = vocab, merges, added
         self._bytes_of_id = [_token_bytes(token) for token in sorted(vocab, key=vocab.get)]
+        self._bytes_of_id += [text.encode("utf-8", "replace") for _, text in beyond]
+        self._special = {self.eos_token_id, *(i for i, special in added.values() if special)}
         # for tiktoken a token's rank is its id; in GPT-2's vocabulary they are equal, in others they need not be
         self._id_of_rank = [vocab[token] for token in tokens]
         ranks = {token: rank for rank, token in enumerate(tokens.values())}
         self._encoding = tiktoken.Encoding("minippo", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+    def __call__(self, text: str | list[str]) -> dict[str, list]:
+        """{"input_ids": the ids of one text, or a list of those of each}, as transformers' tokenizers are called."""
+        return {"input_ids": self.encode(text) if isinstance(text, str) else [self.encode(one) for one in text]}
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text; "<|endoftext|>" in it is ordinary text, never the EOS id.
@@ -165,7 +176,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids, a list or a 1-D tensor. Bytes that are not UTF-8, as of half a character, become U+FFFD.
 
-        EOS is printed as "<|endoftext|>", or left out with skip_special_tokens.
+        EOS is printed as "<|endoftext|>"; with skip_special_tokens it is left out, and with it what was added as special.
         """
         try:
             ids = [operator.index(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
@@ -175,30 +186,60 @@ class Tokenizer:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} is outside the vocabulary of {self.vocab_size} tokens")
         if skip_special_tokens:
-            ids = [i for i in ids if i != self.eos_token_id]
+            ids = [i for i in ids if i not in self._special]
         return b"".join(self._bytes_of_id[i] for i in ids).decode("utf-8", "replace")
+
+    def batch_decode(self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = False) -> list[str]:
+        return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write vocab.json, merges.txt and tokenizer_config.json, from which AutoTokenizer makes a GPT2Tokenizer."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "vocab.json", json.dumps(self._vocab))
-        _write(folder / "merges.txt", "".join(line + "\n" for line in ["#version: 0.2", *self._merges]))
-        _write(folder / "tokenizer_config.json", json.dumps(CONFIG, indent=2) + "\n")
+        plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+        entries = {str(i): plain | {"content": text, "special": special}
+                   for text, (i, special) in ({EOS: (self.eos_token_id, True)} | self._added).items()}
+        write_text(folder / "vocab.json", json.dumps(self._vocab))
+        write_text(folder / "merges.txt", "".join(line + "\n" for line in ["#version: 0.2", *self._merges]))
+        write_json(folder / "tokenizer_config.json", CONFIG | ({"added_tokens_decoder": entries} if self._added else {}))
 
 
-def _parse(vocab: bytes, merges: bytes, folder: Path) -> Tokenizer:
+def _parse(vocab: bytes, merges: bytes, folder: Path, added: dict[str, tuple[int, bool]] | None = None) -> Tokenizer:
     """A tokenizer from the contents of vocab.json and merges.txt; errors name the folder they came from."""
     try:
         # bytes that are not UTF-8 make tokens that no vocabulary has, and the checks point at the place
-        version, *lines = merges.decode("utf-8", "replace").replace("\r\n", "\n").removesuffix("\n").split("\n")
+        text = merges.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")      # a token prints its bytes as other signs
+        version, *lines = text.removesuffix("\n").split("\n")
         if not version.startswith("#version"):
             raise ValueError(f"merges.txt line 1: expected '#version: 0.2', got {version[:80]!r}")
-        return Tokenizer(json.loads(vocab.decode("utf-8", "replace")), lines)
+        return Tokenizer(json.loads(vocab.decode("utf-8", "replace")), lines, added)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{folder}: vocab.json is not JSON: {error}") from None
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+
+
+def _read_added(folder: Path) -> dict[str, tuple[int, bool]]:
+    """text -> (id, special) of the tokens that any of MORE_FILES lists; ValueError where they contradict each other."""
+    added, names = {}, {}
+    for file in [file for file in MORE_FILES if (folder / file).exists()]:
+        content = read_json(folder / file, MAX_FILE)
+        try:
+            if file == "added_tokens.json":
+                found = [(text, i, False) for text, i in content.items()]
+            elif file == "tokenizer_config.json":
+                found = [(x["content"], int(i), bool(x.get("special"))) for i, x in (content.get("added_tokens_decoder") or {}).items()]
+            else:
+                found = [(x["content"], x["id"], bool(x.get("special"))) for x in content.get("added_tokens") or []]
+            if not all(type(text) is str and type(i) is int for text, i, _ in found):
+                raise TypeError("expected texts and whole numbers")
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / file}: its added tokens are not as transformers writes them ({error!r})") from None
+        for text, i, special in found:
+            if added.get(text, (i,))[0] != i or names.get(i, text) != text:
+                raise ValueError(f"{folder / file}: the added token {text!r:.80} has the id {i}, but another file says otherwise")
+            added[text], names[i] = (i, special or text in added and added[text][1]), text
+    return added
 
 
 def _load_folder(folder: Path) -> Tokenizer:
@@ -207,7 +248,10 @@ def _load_folder(folder: Path) -> Tokenizer:
         raise FileNotFoundError(
             f"{folder} lacks {' and '.join(missing)}. If it has a tokenizer.json, transformers writes both files: "
             f"AutoTokenizer.from_pretrained({str(folder)!r}).backend_tokenizer.model.save({str(folder)!r})")
-    return _parse(*((folder / name).read_bytes() for name in FILES), folder)
+    for name in FILES:
+        if (size := (folder / name).stat().st_size) > MAX_FILE:
+            raise ValueError(f"{folder / name} has {size:,} bytes, expected at most {MAX_FILE:,}: this is another file")
+    return _parse(*((folder / name).read_bytes() for name in FILES), folder, _read_added(folder))
 
 
 def _load_from_tiktoken(reason: OSError) -> Tokenizer:
@@ -244,7 +288,7 @@ def _gpt2_without_tokenizer(folder: Path) -> bool:
     if any((folder / name).exists() for name in (*FILES, "tokenizer.json")):
         return False
     try:
-        return json.loads((folder / "config.json").read_bytes())["vocab_size"] == 50257
+        return read_json(folder / "config.json")["vocab_size"] == 50257
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -260,73 +304,4 @@ def load_tokenizer(name_or_dir: str | os.PathLike) -> Tokenizer:
         return _load_gpt2("openai-community/gpt2") if _gpt2_without_tokenizer(folder) else _load_folder(folder)
     if name in PUBLIC_MODELS or name in {model.repo for model in PUBLIC_MODELS.values()}:
         return _load_gpt2(name)
-    return _load_folder(resolve_model(name, FILES))
-
-
-def _count_pieces(texts: list[str]) -> Counter[str]:
-    """How often each of the pieces occurs that PATTERN cuts the texts into."""
-    # re knows no \p{L} and \p{N}: the letters and numbers that occur take their place, and one of each to have any
-    members = {"L": "a", "N": "0"}
-    for char in set().union(*texts):
-        kind = unicodedata.category(char)[0]
-        if kind in members:
-            members[kind] += char
-    pattern = re.compile(PATTERN.replace(r"\p{L}", members["L"]).replace(r"\p{N}", members["N"]))
-    return Counter(piece for text in texts for piece in pattern.findall(text))
-
-
-def _merge(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
-    """The ids with every two neighbours that equal `pair` replaced by `new`, from the left."""
-    merged = []
-    for i in ids:
-        if merged and (merged[-1], i) == pair:
-            merged[-1] = new
-        else:
-            merged.append(i)
-    return merged
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn a vocabulary (Sennrich et al. 2016): again and again, the most frequent pair of neighbours becomes a token.
-
-    The ids are the 256 bytes in GPT-2's order, then the merges, and <|endoftext|> last: fewer than vocab_size where no
-    pair is left that occurs twice. Of equally frequent pairs the one of lower ids is taken: nothing is left to chance.
-    """
-    if isinstance(texts, str):
-        raise ValueError("train_bpe takes a list of texts, got one str")
-    if vocab_size < len(ALPHABET) + 1:
-        raise ValueError(f"vocab_size must be at least 257 (256 bytes and {EOS}), got {vocab_size}")
-    byte_ids = {byte: i for i, byte in enumerate(ALPHABET.values())}
-    words = [([byte_ids[byte] for byte in piece.encode("utf-8", "replace")], count)     # a lone surrogate counts as "?"
-             for piece, count in _count_pieces(list(texts)).items()]
-    counts, words_of = Counter(), defaultdict(set)                       # pair -> how often and in which words it occurs
-    for word, (ids, count) in enumerate(words):
-        for pair in zip(ids, ids[1:]):
-            counts[pair] += count
-            words_of[pair].add(word)
-
-    tokens, merges = list(ALPHABET), []
-    queue = [(-count, pair) for pair, count in counts.items() if count > 1]
-    heapq.heapify(queue)
-    while queue and len(tokens) + 1 < vocab_size:
-        negative, best = heapq.heappop(queue)
-        if -negative != counts[best]:                                    # out of date: each change below is queued anew
-            continue
-        left, right = (tokens[i] for i in best)
-        merges.append(f"{left} {right}")
-        tokens.append(left + right)
-        changed = set()
-        for word in words_of.pop(best):
-            ids, count = words[word]
-            merged = _merge(ids, best, len(tokens) - 1)
-            words[word] = merged, count
-            for pair in zip(ids, ids[1:]):
-                counts[pair] -= count
-            for pair in zip(merged, merged[1:]):
-                counts[pair] += count
-                words_of[pair].add(word)
-            changed.update(zip(ids, ids[1:]), zip(merged, merged[1:]))
-        for pair in changed:
-            if counts[pair] > 1:
-                heapq.heappush(queue, (-counts[pair], pair))
-    return Tokenizer({token: i for i, token in enumerate([*tokens, EOS])}, merges)
+    return _load_folder(resolve_model(name, FILES, optional=MORE_FILES))

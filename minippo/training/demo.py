@@ -28,11 +28,12 @@ from .data import make_reviews, preference_pairs, review_queries, true_score
 from ..gpt2 import GPT2, GPT2Config
 from ..policy import GPT2WithValueHead, response_logprobs
 from ..ppo import PPOConfig
+from .bpe import train_bpe
 from .pretrain import PretrainConfig, pretrain
 from ..scoring.reward_model import RewardModel, RewardModelConfig, train_on_pairs
 from .run import Result, RunConfig, lock, pick_device, pick_dtype, say, train
 from ..files.atomic import write_json
-from ..files.tokenizer import load_tokenizer, train_bpe
+from ..files.tokenizer import load_tokenizer
 
 RESPONSE_TOKENS = 32        # limit of a response; most reviews end by themselves before it
 TEST_OPENINGS = 200         # reviews begun before and after PPO, to measure both

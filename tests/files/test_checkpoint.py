@@ -1,180 +1,25 @@
-"""Model folders and checkpoints: round trips, what is refused, and that nothing is ever half there."""
+"""Checkpoints: a resumed trainer continues bit for bit, what does not fit is refused before anything changes, and nothing is ever half there."""
 
+import copy
 import json
 import os
 import shutil
-import warnings
+from collections import Counter
 
 import pytest
 import torch
 
 from conftest import make_policy, make_ragged
-from minippo.files import checkpoint
-from minippo.files.checkpoint import new_folder, verify_folder
-from minippo.gpt2 import GPT2
+from minippo.files.atomic import sha256, write_json
+from minippo.files.checkpoint import pack, unpack, verify_folder
+from minippo.files.safetensors import read_safetensors, write_safetensors
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
-from minippo.files.safetensors import read_safetensors, write_safetensors
-
-TOKENS = torch.stack(make_ragged([9, 9]))
 
 
 def same(a, b) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
-
-@pytest.fixture
-def folder(policy, tmp_path):
-    policy.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def rewrite(folder, change) -> None:
-    """Apply `change` to the dict of tensors in a folder's model.safetensors."""
-    path = folder / "model.safetensors"
-    tensors = read_safetensors(path)
-    write_safetensors(path, change(tensors) or tensors)
-
-
-# --- model folders ------------------------------------------------------------------------------------------------------
-
-def test_round_trip_is_bit_for_bit(policy, folder):
-    loaded = GPT2WithValueHead.from_pretrained(folder, device="cpu")
-    assert same(policy, loaded) and loaded.config == policy.config
-    assert same(GPT2.from_pretrained(folder, device="cpu"), policy.transformer)
-    assert all(p.is_contiguous() and p.requires_grad for p in loaded.parameters())
-
-
-def test_the_folder_is_what_transformers_reads(policy, folder):
-    """Names with prefix, linear weights as (in, out), no lm_head, no buffers, the format in the metadata, EOS in both configs."""
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "generation_config.json",
-                                                        "model.safetensors", "value_head.safetensors"]
-    stored = read_safetensors(folder / "model.safetensors")
-    assert all(name.startswith("transformer.") for name in stored) and len(stored) == 12 * 2 + 4
-    assert stored["transformer.h.0.mlp.c_fc.weight"].shape == (32, 128)
-    assert torch.equal(stored["transformer.h.0.attn.c_attn.weight"], policy.transformer.h[0].attn.c_attn.weight.T)
-    head = read_safetensors(folder / "value_head.safetensors")
-    assert {name: tuple(t.shape) for name, t in head.items()} == {"v_head.summary.weight": (1, 32), "v_head.summary.bias": (1,)}
-    config = json.loads((folder / "config.json").read_text())
-    assert config["model_type"] == "gpt2" and config["activation_function"] == "gelu_new" and config["n_ctx"] == 64
-    assert checkpoint.config_json(GPT2(policy.config).config, 60)["eos_token_id"] == 60
-
-
-def test_gpt2_vocabulary_gets_gpt2s_eos(tmp_path):
-    GPT2WithValueHead(make_policy(vocab_size=50257, n_embd=4, n_head=1, n_layer=1).config).save_pretrained(tmp_path / "m")
-    for name in ("config.json", "generation_config.json"):
-        assert json.loads((tmp_path / "m" / name).read_text())["eos_token_id"] == 50256
-
-
-@pytest.mark.parametrize("variant", ["no prefix", "mask buffers", "lm_head", "float16", "bfloat16", "value head inside"])
-def test_other_layouts_are_read(policy, folder, variant):
-    def change(tensors):
-        if variant == "no prefix":
-            return {name.removeprefix("transformer."): t for name, t in tensors.items()}
-        if variant == "mask buffers":
-            tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 64, 64).tril()
-            tensors["transformer.h.1.attn.masked_bias"] = torch.tensor(-1e4)
-        if variant == "lm_head":
-            tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
-        if variant in ("float16", "bfloat16"):
-            return {name: t.to(getattr(torch, variant)) for name, t in tensors.items()}
-        if variant == "value head inside":
-            tensors |= read_safetensors(folder / "value_head.safetensors")
-            (folder / "value_head.safetensors").unlink()
-    rewrite(folder, change)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        loaded = GPT2WithValueHead.from_pretrained(folder, device="cpu")
-    assert loaded.transformer.wte.weight.dtype == torch.float32
-    if variant.startswith(("float", "bfloat")):
-        torch.testing.assert_close(loaded(TOKENS)[0], policy(TOKENS)[0], atol=0.2, rtol=0.1)
-    else:
-        assert same(loaded, policy)
-
-
-def test_a_missing_value_head_starts_at_zero_with_one_warning(folder):
-    (folder / "value_head.safetensors").unlink()
-    with pytest.warns(UserWarning, match="no value head") as caught:
-        loaded = GPT2WithValueHead.from_pretrained(folder, device="cpu")
-    assert len(caught) == 1 and loaded.v_head.weight.abs().max() == loaded.v_head.bias.abs().max() == 0
-
-
-@pytest.mark.parametrize("change, message", [
-    (lambda t: {name: x for name, x in t.items() if name != "transformer.h.1.attn.c_attn.bias"}, r"1 tensors are missing.*h\.1\.attn\.c_attn\.bias"),
-    (lambda t: t.update({"transformer.h.2.ln_2.weight": torch.ones(32)}), r"unexpected tensor transformer\.h\.2\.ln_2\.weight"),
-    (lambda t: t.update({"wte.weight": torch.ones(61, 32)}), "unexpected tensor"),
-    (lambda t: t.update({"transformer.wte.weight": torch.ones(62, 32)}), r"shape \(62, 32\).*asks for \(61, 32\)"),
-    (lambda t: t.update({"transformer.h.0.mlp.c_fc.weight": torch.ones(128, 32)}), r"shape \(128, 32\).*asks for \(32, 128\)"),
-    (lambda t: t.update({"lm_head.weight": torch.ones(61, 32)}), "differs from wte"),
-    (lambda t: t.update({"transformer.ln_f.bias": torch.ones(32, dtype=torch.int64)}), "int64"),
-    (lambda t: t.update({"transformer.ln_f.bias": torch.full((32,), torch.nan)}), "NaN or infinity")],
-    ids=["missing", "extra", "twice", "misshapen", "transposed", "lm_head", "integers", "nan"])
-def test_damaged_weights_are_named(folder, change, message):
-    rewrite(folder, change)
-    with pytest.raises(ValueError, match=message):
-        GPT2WithValueHead.from_pretrained(folder, device="cpu")
-
-
-@pytest.mark.parametrize("content, message", [
-    ("{", "not valid JSON"), ("[]", "gpt2"), ('{"model_type": "llama"}', "llama"), ('{"model_type": "gpt2"}', "missing"),
-    ({"n_embd": 30}, "not divisible"), ({"n_layer": "2"}, "n_layer"), ({"vocab_size": 61.0}, "vocab_size"),
-    ({"activation_function": "gelu"}, "activation_function is 'gelu'"), ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by"),
-    ({"n_inner": 77}, "n_inner"), ({"eos_token_id": [1, 2]}, "eos_token_id"), ({"n_layer": 10**9}, "holds 2 layers"),
-    ({"tie_word_embeddings": False}, "tie_word")])
-def test_a_config_that_means_another_model_is_refused(folder, content, message):
-    path = folder / "config.json"
-    path.write_text(content if isinstance(content, str) else json.dumps({**json.loads(path.read_text()), **content}))
-    with pytest.raises(ValueError, match=message):
-        GPT2.from_pretrained(folder, device="cpu")
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_missing_file_is_named(folder, name):
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=name.replace(".", r"\.")):
-        GPT2.from_pretrained(folder, device="cpu")
-
-
-def test_saving_into_a_folder_keeps_other_files_and_the_users_card(policy, folder):
-    (folder / "notes.txt").write_text("mine")
-    (folder / "README.md").write_text("my card")
-    other = make_policy(seed=3)
-    other.save_pretrained(folder)
-    assert (folder / "notes.txt").read_text() == "mine" and (folder / "README.md").read_text() == "my card"
-    assert same(GPT2WithValueHead.from_pretrained(folder, device="cpu"), other)
-    assert [p.name for p in folder.parent.iterdir()] == ["model"]
-    (folder.parent / "file").write_text("")
-    with pytest.raises(NotADirectoryError):
-        policy.save_pretrained(folder.parent / "file")
-
-
-def test_a_failed_save_leaves_the_old_folder_and_no_rubbish(policy, folder, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(checkpoint, "write_json", full)
-    with pytest.raises(OSError, match="No space"):
-        make_policy(seed=3).save_pretrained(folder)
-    assert same(GPT2WithValueHead.from_pretrained(folder, device="cpu"), policy)
-    assert [p.name for p in folder.parent.iterdir()] == ["model"]
-
-
-def test_loading_holds_one_copy_at_a_time(policy, folder, monkeypatch):
-    """Tensors come from the file one by one; none but the current one is alive outside the model."""
-    alive = []
-    original = checkpoint.iter_safetensors
-
-    def watched(path):
-        import weakref
-        for name, tensor in original(path):
-            assert sum(ref() is not None for ref in alive) <= 1
-            alive.append(weakref.ref(tensor))
-            yield name, tensor
-            del tensor
-    monkeypatch.setattr(checkpoint, "iter_safetensors", watched)
-    assert same(GPT2.from_pretrained(folder, device="cpu"), policy.transformer) and len(alive) == 28
-
-
-# --- checkpoints --------------------------------------------------------------------------------------------------------
 
 QUERIES = make_ragged([3, 5, 2, 4])
 CONFIG = PPOConfig(learning_rate=1e-3, mini_batch_size=2, use_score_scaling=True, use_score_norm=True, target=0.1, horizon=50)
@@ -216,7 +61,7 @@ def test_another_optimizer_or_scheduler_is_refused_before_anything_changes(tmp_p
     trainer.save_checkpoint(tmp_path / "ck")
     model = make_policy(seed=7)
     before = [p.clone() for p in model.parameters()]
-    optimizers = [(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), "optimizer is Adam"), (None, "lr_scheduler is True")]
+    optimizers = [(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), "the optimizer: Adam in the checkpoint, SGD in this trainer"), (None, "the learning rate scheduler: LambdaLR in the checkpoint, None in this trainer")]
     for optimizer, message in optimizers:
         with pytest.raises(ValueError, match=message):
             PPOTrainer(PPOConfig(), model, optimizer=optimizer).load_checkpoint(tmp_path / "ck")
@@ -234,11 +79,64 @@ def test_a_checkpoint_is_a_model_folder(tmp_path):
 def test_saving_twice_replaces_the_whole(tmp_path):
     trainer = trainer_of()
     trainer.save_checkpoint(tmp_path / "ck")
-    (tmp_path / "ck" / "stray").write_text("")
     run(trainer, 1)
     trainer.save_checkpoint(tmp_path / "ck")
-    assert not (tmp_path / "ck" / "stray").exists() and verify_folder(tmp_path / "ck")["step"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["ck"]
+    assert verify_folder(tmp_path / "ck")["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["ck"]
+
+
+@pytest.mark.parametrize("kind", ["thesis", "checkpoint with a note", "another manifest", "broken manifest", "model folder"])
+def test_a_folder_that_is_not_only_a_checkpoint_is_refused_with_all_its_files(tmp_path, kind):
+    trainer, folder = trainer_of(), tmp_path / "mine"
+    if kind == "checkpoint with a note":
+        trainer.save_checkpoint(folder)
+    folder.mkdir(exist_ok=True)
+    (folder / "data").mkdir()
+    (folder / "data" / "thesis.txt").write_text("years of work")
+    if kind.endswith("manifest"):
+        (folder / "manifest.json").write_text('{"files": {"data": {}, "index.html": {}}}' if kind.startswith("another") else "{")
+    if kind == "model folder":
+        trainer.model.save_pretrained(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="'data'.*would be lost" if kind == "checkpoint with a note" else "neither empty nor a checkpoint"):
+        trainer.save_checkpoint(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_empty_folder_and_one_that_a_desktop_has_looked_at_are_taken(tmp_path):
+    trainer = trainer_of()
+    (tmp_path / "ck").mkdir()
+    for step in (0, 1):
+        trainer.save_checkpoint(tmp_path / "ck")
+        (tmp_path / "ck" / ".DS_Store").write_text("")
+        (tmp_path / "ck" / "config.json.tmp-minippo-01234567").write_text("left by a process that was killed")
+
+
+@pytest.mark.parametrize("elsewhere", ["there", "other/disk"])
+def test_a_link_stays_a_link_and_is_saved_to_and_loaded_from(tmp_path, elsewhere):
+    """A checkpoint that was moved to another disk and linked back."""
+    trainer = trainer_of()
+    trainer.save_checkpoint(tmp_path / elsewhere)
+    (tmp_path / "latest").symlink_to(tmp_path / elsewhere)
+    for step in (1, 2):
+        run(trainer, 1)
+        trainer.save_checkpoint(tmp_path / "latest")
+        assert (tmp_path / "latest").is_symlink() and verify_folder(tmp_path / elsewhere)["step"] == step
+    resumed = trainer_of(seed=9)
+    resumed.load_checkpoint(tmp_path / "latest")
+    assert resumed.steps_done == 2 and same(resumed.model, trainer.model)
+    assert {p.name for p in tmp_path.iterdir()} == {"latest", elsewhere.split("/")[0]}
+
+
+def test_a_name_with_brackets_is_no_pattern(tmp_path):
+    """ck[1] as a pattern means ck1, whose aside is not ours to take."""
+    trainer = trainer_of()
+    for name in ("ck[1]", "ck1"):
+        trainer.save_checkpoint(tmp_path / name)
+    os.rename(tmp_path / "ck[1]", tmp_path / "ck[1].old-minippo-01234567")
+    os.rename(tmp_path / "ck1", tmp_path / "ck1.old-minippo-01234567")
+    trainer.load_checkpoint(tmp_path / "ck[1]")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ck1.old-minippo-01234567", "ck[1]"]
 
 
 def test_a_flipped_byte_is_found_in_any_file(tmp_path):
@@ -267,11 +165,12 @@ def test_a_checkpoint_of_another_model_changes_nothing(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, [*trainer.model.parameters(), trainer.generator.get_state()]))
 
 
-def test_no_checkpoint_is_said(tmp_path, folder):
-    with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
+def test_no_checkpoint_is_said(tmp_path, policy):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
         trainer_of().load_checkpoint(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no manifest.json"):
-        trainer_of().load_checkpoint(folder)
+        policy.save_pretrained(tmp_path / "model")
+        trainer_of().load_checkpoint(tmp_path / "model")
 
 
 def test_names_in_a_manifest_are_never_paths(tmp_path):
@@ -319,9 +218,292 @@ def test_a_crash_at_every_system_call_leaves_a_whole_checkpoint(tmp_path, existi
     assert code == 0 and died > 10
 
 
-def test_new_folder_by_itself(tmp_path):
-    with pytest.raises(RuntimeError):
-        with new_folder(tmp_path / "x", whole=True) as temporary:
-            (temporary / "a").write_text("half")
-            raise RuntimeError
-    assert not list(tmp_path.iterdir())
+# --- types ----------------------------------------------------------------------------------------------------------------
+
+def test_values_come_back_with_their_types(tmp_path):
+    value = {1: "a", "1": None, (2, "x"): [True, 1, 1.0, float("inf")], "counter": Counter({3: 2}), "tuple": (1, (2, [3]), {}),
+             "tensors": {1: torch.arange(3), "1": torch.ones(2), "deep": [torch.tensor(2.5)]}, "text": "a\ud800b"}
+    tensors = {}
+    text = json.dumps(pack(value, tensors, "state"))
+    back = unpack(json.loads(text), tensors)
+    assert repr(back) == repr(value) and len(tensors) == 3
+    assert type(back["counter"]) is Counter and back["counter"].elements and [type(key) for key in back] == [type(key) for key in value]
+
+
+def test_what_cannot_be_packed_is_named():
+    with pytest.raises(TypeError, match="state.lr.0 is a object, which a checkpoint cannot hold"):
+        pack({"lr": [object()]}, {}, "state")
+
+
+def scheduled(scheduler, lr=1e-3, seed: int = 0) -> PPOTrainer:
+    policy = make_policy(seed=seed)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
+    return PPOTrainer(CONFIG, policy, optimizer=optimizer, lr_scheduler=scheduler(optimizer))
+
+
+S = torch.optim.lr_scheduler
+SCHEDULERS = {
+    "milestones": lambda o: S.MultiStepLR(o, [1, 3, 3], 0.1), "step": lambda o: S.StepLR(o, 2), "cosine": lambda o: S.CosineAnnealingLR(o, 4),
+    "restarts": lambda o: S.CosineAnnealingWarmRestarts(o, 2), "one cycle": lambda o: S.OneCycleLR(o, 0.1, total_steps=9),
+    "cyclic": lambda o: S.CyclicLR(o, 1e-4, 1e-2, 2, cycle_momentum=False),
+    "sequence": lambda o: S.SequentialLR(o, [S.ConstantLR(o, 0.1), S.ExponentialLR(o, 0.9)], [2]),
+    "lambda": lambda o: S.LambdaLR(o, lambda step: 1 / (1 + step))}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_goes_on_after_a_resume(tmp_path, name):
+    """Learning rates of six steps, against two, a checkpoint, and four of a fresh trainer; OneCycleLR moves betas as well."""
+    straight, resumed = (scheduled(SCHEDULERS[name], seed=seed) for seed in (0, 9))
+
+    def rates(trainer, steps):
+        for _ in range(steps):
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+            yield trainer.optimizer.param_groups[0]["lr"], trainer.optimizer.param_groups[0]["betas"]
+    before = list(rates(straight, 2))
+    straight.save_checkpoint(tmp_path / "ck")
+    resumed.load_checkpoint(tmp_path / "ck")
+    assert list(rates(resumed, 4)) == list(rates(straight, 4)) and before
+
+
+def test_milestones_come_back_as_integers_and_decay(tmp_path):
+    """MultiStepLR([1, 3, 3], 0.1): 1e-3 before its first step, 1e-4 from 1, 1e-6 from 3 on."""
+    trainer, resumed = (scheduled(SCHEDULERS["milestones"], seed=seed) for seed in (0, 9))
+    run(trainer, 2)
+    trainer.save_checkpoint(tmp_path / "ck")
+    resumed.load_checkpoint(tmp_path / "ck")
+    assert resumed.lr_scheduler.milestones == Counter({1: 1, 3: 2}) and type(resumed.lr_scheduler.milestones) is Counter
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+    run(resumed, 1)
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+def test_a_learning_rate_that_is_a_tensor(tmp_path, schedule):
+    def trainer_with(lr, seed):
+        policy = make_policy(seed=seed)
+        optimizer = torch.optim.Adam(policy.parameters(), lr=torch.tensor(lr), fused=True)
+        return PPOTrainer(CONFIG, policy, optimizer=optimizer, lr_scheduler=SCHEDULERS["step"](optimizer) if schedule else None)
+    straight, resumed = trainer_with(1e-3, 0), trainer_with(1e-3 if not schedule else 1.0, 9)
+    run(straight, 2)
+    straight.save_checkpoint(tmp_path / "ck")
+    resumed.load_checkpoint(tmp_path / "ck")
+    assert isinstance(resumed.optimizer.param_groups[0]["lr"], torch.Tensor)
+    assert run(straight, 2) == run(resumed, 2) and same(straight.model, resumed.model)
+
+
+# --- state, not settings --------------------------------------------------------------------------------------------------
+
+def plain_trainer(seed: int = 0, lr: float = 1e-3, **kwargs) -> PPOTrainer:
+    config = PPOConfig(**{"learning_rate": lr, "mini_batch_size": 2, "adap_kl_ctrl": False, "use_score_scaling": True, "use_score_norm": True, **kwargs})
+    return PPOTrainer(config, make_policy(seed=seed))
+
+
+def test_settings_stay_those_of_the_trainer_that_loads(tmp_path):
+    saved, loader = plain_trainer(lr=1e-3, init_kl_coef=0.3, adam_eps=1e-4), plain_trainer(9, lr=5e-5, init_kl_coef=0.05, adam_eps=1e-6)
+    run(saved, 1)
+    saved.save_checkpoint(tmp_path / "ck")
+    loader.load_checkpoint(tmp_path / "ck")
+    group = loader.optimizer.param_groups[0]
+    assert (group["lr"], group["eps"], loader.kl_controller.value) == (5e-5, 1e-6, 0.05)
+    assert same(saved.model, loader.model) and vars(saved.moments) == vars(loader.moments)
+    assert all(torch.equal(x["exp_avg"], y["exp_avg"]) for x, y in zip(saved.optimizer.state.values(), loader.optimizer.state.values(), strict=True))
+
+
+def test_an_optimizer_that_keeps_state_in_its_groups_gets_it_back(tmp_path):
+    """As schedule-free optimizers do: what the constructor takes is a setting, a count beside it is state."""
+    class Counting(torch.optim.SGD):
+        def __init__(self, params, lr):
+            super().__init__(params, lr=lr)
+            self.param_groups[0]["k"] = 0
+
+        def step(self, closure=None):
+            self.param_groups[0]["k"] += 1
+            return super().step(closure)
+    trainers = []
+    for seed, lr in ((0, 1e-3), (9, 1e-4)):
+        policy = make_policy(seed=seed)
+        trainers.append(PPOTrainer(CONFIG, policy, optimizer=Counting(policy.parameters(), lr)))
+    run(trainers[0], 1)
+    trainers[0].save_checkpoint(tmp_path / "ck")
+    trainers[1].load_checkpoint(tmp_path / "ck")
+    group = trainers[1].optimizer.param_groups[0]
+    assert group["k"] == trainers[0].optimizer.param_groups[0]["k"] > 0 and group["lr"] == 1e-4
+
+
+# --- what does not fit is refused, and nothing has changed ----------------------------------------------------------------
+
+def everything_of(trainer) -> list:
+    """All that a checkpoint restores, and the settings beside it, in a form that compares bit for bit."""
+    state = [*trainer.model.state_dict().items(), *trainer.ref_model.state_dict().items(), ("generator", trainer.generator.get_state()),
+             trainer.optimizer.state_dict(), vars(trainer.moments), trainer.kl_controller.value, trainer.steps_done,
+             trainer.lr_scheduler and trainer.lr_scheduler.state_dict()]
+    tensors = {}
+    packed = pack(copy.deepcopy(state), tensors, "x")
+    return [json.dumps(packed), *(x.numpy().tobytes() for x in tensors.values())]
+
+
+def forge(folder, change) -> None:
+    """Apply change(state, tensors) to a checkpoint, and make its manifest fit again."""
+    tensors = read_safetensors(folder / "trainer.safetensors")
+    state = unpack(json.loads((folder / "trainer.json").read_text()), tensors)
+    rest = {name: x for name, x in tensors.items() if not name.startswith("state.")}
+    change(state, rest)
+    packed = pack(state, rest, "state")
+    write_safetensors(folder / "trainer.safetensors", rest)
+    write_json(folder / "trainer.json", packed)
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in folder.iterdir() if p.name != "manifest.json"}
+    write_json(folder / "manifest.json", {"files": files, "step": 0})
+
+
+def refused(trainer, folder, message: str) -> None:
+    before = everything_of(trainer)
+    with pytest.raises(ValueError, match=message) as error:
+        trainer.load_checkpoint(folder)
+    assert str(folder) in str(error.value) and "nothing was loaded" in str(error.value) and "\n" not in str(error.value)
+    assert everything_of(trainer) == before
+
+
+def slot(state: dict, i: int = 0) -> dict:
+    return state["optimizer"]["state"][i]
+
+
+REF = "ref_model.transformer.wte.weight"
+FORGERIES = {
+    "generator short": (lambda s, t: t.update(generator=t["generator"][:100].clone()), "RNG state|generator|wrong size"),
+    "generator missing": (lambda s, t: t.pop("generator"), "generator"),
+    "generator junk": (lambda s, t: t.update(generator=torch.zeros_like(t["generator"])), "nvalid|generator"),
+    "generator of another type": (lambda s, t: t.update(generator=t["generator"].float()), "generator|ByteTensor|RNG"),
+    "moments null": (lambda s, t: s.update(moments=None), "NoneType"),
+    "moments without a count": (lambda s, t: s["moments"].pop("count"), "moments are"),
+    "moments NaN": (lambda s, t: s["moments"].update(var=float("nan")), "var is nan"),
+    "variance negative": (lambda s, t: s["moments"].update(var=-1.0), "var is -1.0"),
+    "reference NaN": (lambda s, t: t[REF].fill_(torch.nan), "reference's transformer.wte.weight"),
+    "reference int32": (lambda s, t: t.update({REF: t[REF].int()}), "reference's transformer.wte.weight is .* torch.int32"),
+    "reference missing": (lambda s, t: t.pop(REF), "ref_model.transformer.wte.weight"),
+    "reference misshapen": (lambda s, t: t.update({REF: t[REF][:-1].clone()}), r"reference's transformer.wte.weight is \(60, 32\)"),
+    "kl_coef NaN": (lambda s, t: s.update(kl_coef=float("nan")), "kl_coef is nan"),
+    "kl_coef a text": (lambda s, t: s.update(kl_coef="0.2"), "kl_coef is '0.2'"),
+    "steps_done negative": (lambda s, t: s.update(steps_done=-1), "steps_done is -1"),
+    "steps_done half": (lambda s, t: s.update(steps_done=1.5), "steps_done is 1.5"),
+    "Adam's moment of another shape": (lambda s, t: slot(s).update(exp_avg=torch.zeros(3, 3)), r"exp_avg of parameter 0 is \(3, 3\)"),
+    "Adam's moment of another type": (lambda s, t: slot(s).update(exp_avg=slot(s)["exp_avg"].double()), "exp_avg of parameter 0"),
+    "Adam's moment NaN": (lambda s, t: slot(s)["exp_avg_sq"].fill_(torch.nan), "exp_avg_sq of parameter 0"),
+    "Adam's moment null": (lambda s, t: slot(s).update(exp_avg=None), "expected tensors"),
+    "Adam's moment missing": (lambda s, t: slot(s).pop("exp_avg"), "expected tensors"),
+    "Adam's parameter too many": (lambda s, t: s["optimizer"]["state"].update({28 + 2: slot(s)}), "30"),
+    "Adam's parameter negative": (lambda s, t: s["optimizer"]["state"].update({-1: slot(s)}), "-1"),
+    "groups missing": (lambda s, t: s["optimizer"].update(param_groups=[]), "zip|argument"),
+    "learning rate NaN": (lambda s, t: s["optimizer"]["param_groups"][0].update(lr=float("nan")), "lr is nan"),
+    "betas of texts": (lambda s, t: s["optimizer"]["param_groups"][0].update(betas=("a", "b")), "nothing"),
+    "scheduler of other numbers": (lambda s, t: s["lr_scheduler"].pop("last_epoch"), "scheduler's numbers"),
+    "scheduler junk": (lambda s, t: s["lr_scheduler"].update(lr_lambdas=[{"a": 1}, {"b": 2}, {"c": 3}]), "nothing"),
+    **{f"no {key}": (lambda s, t, key=key: s.pop(key), key) for key in
+       ("steps_done", "kl_coef", "moments", "optimizer", "optimizer_class", "optimizer_parameters", "lr_scheduler", "scheduler_class",
+        "model", "reference", "extra")}}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_state_is_refused_and_nothing_has_changed(tmp_path, name):
+    """The manifest fits: whoever wrote it computed the hashes anew."""
+    saved, trainer = trainer_of(), trainer_of(seed=9)
+    run(saved, 1)
+    run(trainer, 1)
+    saved.save_checkpoint(tmp_path / "ck")
+    change, message = FORGERIES[name]
+    forge(tmp_path / "ck", change)
+    refused(trainer, tmp_path / "ck", message)
+
+
+def test_a_forgery_without_a_fault_is_loaded(tmp_path):
+    """forge itself breaks nothing."""
+    saved, trainer = trainer_of(), trainer_of(seed=9)
+    run(saved, 1)
+    saved.save_checkpoint(tmp_path / "ck")
+    forge(tmp_path / "ck", lambda state, tensors: None)
+    trainer.load_checkpoint(tmp_path / "ck")
+    assert everything_of(trainer) == everything_of(saved)
+
+
+def test_flags_of_a_forged_group_do_not_count(tmp_path):
+    saved, trainer = trainer_of(), trainer_of(seed=9)
+    run(saved, 1)
+    saved.save_checkpoint(tmp_path / "ck")
+    forge(tmp_path / "ck", lambda state, tensors: state["optimizer"]["param_groups"][0].update(maximize=True, amsgrad=True))
+    trainer.load_checkpoint(tmp_path / "ck")
+    assert not trainer.optimizer.param_groups[0]["maximize"] and not trainer.optimizer.param_groups[0]["amsgrad"]
+
+
+def test_other_heads_are_refused(tmp_path):
+    """Every tensor has the same shape with 2 heads and with 4; the logits have not the same values."""
+    trainer_of(n_head=2).save_checkpoint(tmp_path / "ck")
+    refused(trainer_of(n_head=4), tmp_path / "ck", "the model's n_head: 2 in the checkpoint, 4 in this trainer")
+
+
+def test_a_reference_with_other_heads_is_refused(tmp_path):
+    def trainer(heads):
+        return PPOTrainer(CONFIG, make_policy(), make_policy(n_head=heads))
+    trainer(2).save_checkpoint(tmp_path / "ck")
+    refused(trainer(4), tmp_path / "ck", "the reference's n_head: 2 in the checkpoint, 4")
+
+
+def test_other_frozen_parameters_are_refused_by_name(tmp_path):
+    """wte frozen, then wpe frozen: as many parameters, and Adam would read the moments of one as those of the other."""
+    def trainer(frozen):
+        policy = make_policy()
+        getattr(policy.transformer, frozen).requires_grad_(False)
+        return PPOTrainer(CONFIG, policy)
+    saved = trainer("wte")
+    run(saved, 1)
+    saved.save_checkpoint(tmp_path / "ck")
+    refused(trainer("wpe"), tmp_path / "ck", r"parameters: \['transformer.wpe.weight'\] in the checkpoint, \['transformer.wte.weight'\]")
+
+
+def test_amsgrad_without_its_moments_is_refused(tmp_path):
+    def trainer(amsgrad):
+        policy = make_policy()
+        return PPOTrainer(CONFIG, policy, optimizer=torch.optim.Adam(policy.parameters(), amsgrad=amsgrad))
+    saved = trainer(False)
+    run(saved, 1)
+    saved.save_checkpoint(tmp_path / "ck")
+    refused(trainer(True), tmp_path / "ck", "expected tensors .*max_exp_avg_sq")
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adamax", "NAdam", "RAdam", "Rprop", "ASGD", "Adafactor"])
+def test_torchs_other_optimizers_come_back(tmp_path, optimizer):
+    kind = getattr(torch.optim, optimizer)
+    kwargs = {"momentum": 0.9} if optimizer in ("SGD", "RMSprop") else {}
+
+    def trainer(seed):
+        policy = make_policy(seed=seed)
+        return PPOTrainer(CONFIG, policy, optimizer=kind(policy.parameters(), lr=1e-4, **kwargs))
+    saved, resumed = trainer(0), trainer(9)
+    run(saved, 1)
+    saved.save_checkpoint(tmp_path / "ck")
+    resumed.load_checkpoint(tmp_path / "ck")
+    assert run(saved, 1) == run(resumed, 1) and same(saved.model, resumed.model)
+
+
+def test_an_extra_of_the_callers_own_comes_back_with_its_types(tmp_path):
+    from minippo.files.checkpoint import load_state, save_state
+    trainer = trainer_of()
+    save_state(tmp_path / "ck", trainer, {"seen": {1: (2, 3)}, "x": torch.ones(2)})
+    extra = load_state(tmp_path / "ck", trainer_of())
+    assert extra["seen"] == {1: (2, 3)} and torch.equal(extra["x"], torch.ones(2))
+
+
+def test_a_checkpoint_of_before_is_refused_in_words(tmp_path):
+    trainer_of().save_checkpoint(tmp_path / "ck")
+    write_json(tmp_path / "ck" / "trainer.json", {"config": {}, "steps_done": 0})
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in (tmp_path / "ck").iterdir() if p.name != "manifest.json"}
+    write_json(tmp_path / "ck" / "manifest.json", {"files": files, "step": 0})
+    refused(trainer_of(), tmp_path / "ck", "not what this version writes")
+
+
+def test_a_manifest_that_leaves_files_out_is_refused(tmp_path):
+    trainer_of().save_checkpoint(tmp_path / "ck")
+    manifest = json.loads((tmp_path / "ck" / "manifest.json").read_text())
+    del manifest["files"]["trainer.safetensors"]
+    (tmp_path / "ck" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="does not name .'trainer.safetensors'"):
+        trainer_of().load_checkpoint(tmp_path / "ck")

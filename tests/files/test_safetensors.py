@@ -88,37 +88,36 @@ CASES = [  # name, file, verdict, words of our message
     ("unknown inner key twice", one(more=',"x":1,"x":2'), 1, "stands twice"),
     ("entry is a list", raw('{"a":["F32",[1],[0,4]]}', bytes(4)), 2, "expected an object"),
     ("entry is a number", raw('{"a":1}'), REJECT, "expected an object"),
-    ("no dtype", raw('{"a":{"shape":[1],"data_offsets":[0,4]}}', bytes(4)), REJECT, "dtype None"),
-    ("no shape", raw('{"a":{"dtype":"F32","data_offsets":[0,4]}}', bytes(4)), REJECT, "shape None"),
-    ("no data_offsets", raw('{"a":{"dtype":"F32","shape":[1]}}', bytes(4)), REJECT, "data_offsets None"),
+    ("no dtype", raw('{"a":{"shape":[1],"data_offsets":[0,4]}}', bytes(4)), REJECT, "expected an object of dtype, shape and data_offsets"),
+    ("no shape", raw('{"a":{"dtype":"F32","data_offsets":[0,4]}}', bytes(4)), REJECT, "expected an object of dtype, shape and data_offsets"),
+    ("no data_offsets", raw('{"a":{"dtype":"F32","shape":[1]}}', bytes(4)), REJECT, "expected an object of dtype, shape and data_offsets"),
     ("unknown dtype", one('"F33"'), REJECT, "dtype 'F33'"),
     ("lower-case dtype", one('"f32"'), REJECT, "dtype 'f32'"),
     ("dtype null", one("null"), REJECT, "dtype None"),
     ("dtype is an object", one('{"F32":null}'), 2, "dtype {"),
-    ("F4, two in a byte", one('"F4"', "[2]", "[0,1]", data=b"\0"), 5, "dtype 'F4', supported here: BOOL, U8"),
+    ("F4, two in a byte", one('"F4"', "[2]", "[0,1]", data=b"\0"), 4, "supported here are BOOL, U8"),
     ("F4, an odd count", one('"F4"', "[3]", "[0,2]", data=b"\0\0"), REJECT, "dtype 'F4'"),
     ("F6", one('"F6_E2M3"', "[4]", "[0,3]", data=b"\0\0\0"), REJECT, "dtype 'F6_E2M3'"),
-    ("negative size", one(shape="[-1]"), REJECT, "-1 is not a whole"),
-    ("size 1.0", one(shape="[1.0]"), REJECT, "1.0 is not a whole"),
-    ("size 1e0", one(shape="[1e0]"), REJECT, "1e0 is not a whole"),
-    ("size true", one(shape="[true]"), REJECT, "lists of whole numbers"),
-    ('size "1"', one(shape='["1"]'), REJECT, "lists of whole numbers"),
-    ("size 2^64", one(shape=f"[{2**64}]"), REJECT, "is not a whole"),
-    ("size 2^63, empty", one(shape=f"[{2**63},0]", offsets="[0,0]", data=b""), REJECT, "too many elements"),
-    ("size NaN", one(shape="[NaN]"), REJECT, "NaN is not a whole"),
-    ("size Infinity", one(shape="[-Infinity]"), REJECT, "-Infinity is not a whole"),
-    ("shape is a number", one(shape="1"), REJECT, "lists of whole numbers"),
-    ("offset -0", one(offsets="[-0,4]"), REJECT, "-0 is not a whole"),
-    ("size of 6000 digits", one(shape=f"[{'9' * 6000}]"), REJECT, "is not a whole"),
+    ("negative size", one(shape="[-1]"), REJECT, "whole numbers"),
+    ("size 1.0", one(shape="[1.0]"), REJECT, "whole numbers"),
+    ("size 1e0", one(shape="[1e0]"), REJECT, "whole numbers"),
+    ("size true", one(shape="[true]"), REJECT, "shape [True], data_offsets [0, 4]: expected lists"),
+    ('size "1"', one(shape='["1"]'), REJECT, "expected lists"),
+    ("size 2^64", one(shape=f"[{2**64}]"), REJECT, "whole numbers"),
+    ("size 2^63, empty", one(shape=f"[{2**63},0]", offsets="[0,0]", data=b""), REJECT, "whole numbers"),
+    ("size NaN", one(shape="[NaN]"), REJECT, "whole numbers"),
+    ("size Infinity", one(shape="[-Infinity]"), REJECT, "whole numbers"),
+    ("shape is a number", one(shape="1"), REJECT, "lists of up to 64 whole numbers"),
+    ("size of 6000 digits", one(shape=f"[{'9' * 6000}]"), REJECT, "digits"),
     ("100,000 lists deep", raw('{"a":' + "[" * 100_000), REJECT, "recursion"),
-    ("overflow 2 x (2^64 - 2)", one(shape=f"[2,{BIG}]"), REJECT, "is not a whole"),
+    ("overflow 2 x (2^64 - 2)", one(shape=f"[2,{BIG}]"), REJECT, "whole numbers"),
     ("overflow 2^40 x 2^40 x 0", one(shape=f"[{2**40},{2**40},0]", offsets="[0,0]", data=b""), REJECT, "too many"),
-    ("0 x 2^40 x 2^40", one(shape=f"[0,{2**40},{2**40}]", offsets="[0,0]", data=b""), 4, "too many elements"),
-    ("reversed offsets", one(offsets="[4,0]"), REJECT, "needs 4 bytes, data_offsets give -4"),
-    ("negative offset", one(offsets="[-4,0]"), REJECT, "is not a whole"),
+    ("0 x 2^40 x 2^40", one(shape=f"[0,{2**40},{2**40}]", offsets="[0,0]", data=b""), 3, "too many elements"),
+    ("reversed offsets", one(offsets="[4,0]"), REJECT, "data_offsets [4, 0]: the shape needs 4 bytes"),
+    ("negative offset", one(offsets="[-4,0]"), REJECT, "whole numbers"),
     ("three offsets", one(offsets="[0,4,4]"), REJECT, "a begin and an end"),
     ("past the end", one(shape="[2]", offsets="[0,8]"), REJECT, "bytes, its header says"),
-    ("size is not shape x dtype", one(shape="[2]"), REJECT, "needs 8 bytes, data_offsets give 4"),
+    ("size is not shape x dtype", one(shape="[2]"), REJECT, "data_offsets [0, 4]: the shape needs 8 bytes"),
     ("overlap", two(entry(shape="[2]", offsets="[0,8]"), entry(offsets="[4,8]"), 8), REJECT, "starts at byte"),
     ("all on the same bytes", two(entry(), entry(), 4), REJECT, "starts at byte"),
     ("an empty tensor inside another",
@@ -132,11 +131,13 @@ CASES = [  # name, file, verdict, words of our message
     ("metadata is a list", raw('{"__metadata__":[]}'), REJECT, "object of texts"),
     ("lone surrogate in a name", raw(f'{{"\\ud800":{entry()}}}', bytes(4)), REJECT, "surrogates not allowed"),
     ("lone surrogate in the metadata", raw('{"__metadata__":{"a":"\\ud800"}}'), REJECT, "surrogates not allowed"),
-    ("unknown inner key, a list", one(more=',"x":[1]'), 3, "under an unknown key"),
-    ("unknown inner key, a fraction", one(more=',"x":0.5'), 3, "is not a whole"),
-    ("unknown inner key, 200 lists deep", one(more=f',"x":{"[" * 200}{"]" * 200}'), REJECT, "under an unknown key"),
-    ("unknown inner key, 1e999", one(more=',"x":1e999'), REJECT, "is not a whole"),
-    ("more than a million values", one(shape=f"[{'1,' * 1_000_000}1]"), 6, "1,000,007 values"),
+    ("unknown inner key", one(more=',"x":"y","n":1,"t":true,"z":null'), 2, "expected an object of dtype"),
+    ("unknown inner key, a list", one(more=',"x":[1]'), 2, "expected an object of dtype"),
+    ("unknown inner key, 200 lists deep", one(more=f',"x":{"[" * 200}{"]" * 200}'), REJECT, "expected an object of dtype"),
+    ("100 dimensions", one(shape=f"[{'1,' * 99}1]"), 3, "lists of up to 64"),
+    ("a million dimensions", one(shape=f"[{'1,' * 1_000_000}1]"), 3, "lists of up to 64"),
+    ("a header of 4,000,001 bytes", raw(b"{}".ljust(4_000_001)), 3, "mean a header of 4,000,001"),
+    ("another type that the package has", one('"F8_E4M3"', "[4]"), 4, "dtype 'F8_E4M3'"),
     # accepted, and what is read must be right: see test_accepted_cases_hold_what_they_say
     ("no tensors", raw("{}"), ACCEPT, {}),
     ("spaces around", raw(" \t\r\n{} \n"), ACCEPT, {}),
@@ -149,13 +150,12 @@ CASES = [  # name, file, verdict, words of our message
      {"a": torch.zeros(1), "b": torch.empty(0)}),
     ("size zero before the first, named after it", two(entry(), entry(shape="[0]", offsets="[0,0]"), 4), ACCEPT,
      {"b": torch.empty(0), "a": torch.zeros(1)}),
-    ("100 dimensions", one(shape=f"[{'1,' * 99}1]"), ACCEPT, {"a": torch.ones([1] * 100)}),
+    ("64 dimensions", one(shape=f"[{'1,' * 63}1]"), ACCEPT, {"a": torch.ones([1] * 64)}),
     ("keys in another order", raw('{"a":{"data_offsets":[0,4],"shape":[1],"dtype":"F32"}}', bytes(4)), ACCEPT,
      {"a": torch.zeros(1)}),
     ("tensors in another order", two(entry(offsets="[4,8]"), entry(), 8), ACCEPT,
      {"b": torch.zeros(1), "a": torch.zeros(1)}),
     ("keys as escapes", one('"\\u004632"'), ACCEPT, {"a": torch.ones(1)}),
-    ("unknown inner key", one(more=',"x":"y","n":1,"t":true,"z":null'), ACCEPT, {"a": torch.ones(1)}),
     ("name ''", raw(f'{{"":{entry()}}}', bytes(4)), ACCEPT, {"": torch.zeros(1)}),
     ("name with NUL", raw(f'{{"\\u0000":{entry()}}}', bytes(4)), ACCEPT, {"\0": torch.zeros(1)}),
     ("a path as name", raw(f'{{"../../etc/x":{entry()}}}', bytes(4)), ACCEPT, {"../../etc/x": torch.zeros(1)}),
@@ -351,7 +351,7 @@ def test_the_search_for_pickles_finds_them(source):
 
 def test_no_module_of_minippo_can_unpickle():
     modules = sorted((ROOT / "minippo").glob("**/*.py"))
-    assert ROOT / "minippo" / "safetensors.py" in modules
+    assert ROOT / "minippo" / "files" / "safetensors.py" in modules
     assert {str(module): found for module in modules if (found := unpickling(module.read_text()))} == {}
 
 
@@ -452,16 +452,16 @@ def test_round_trip_of_every_type(path, shape):
     generator = torch.Generator().manual_seed(0)
     count = torch.Size(shape).numel()
     tensors = {}
-    for key, dtype in safetensors._DTYPES.items():
+    for key, dtype in safetensors.DTYPES.items():
         noise = torch.randint(256, (count * dtype.itemsize,), dtype=torch.uint8, generator=generator)
         tensors[key] = (noise > 127 if key == "BOOL" else noise.view(dtype)).reshape(shape)
     write_safetensors(path, tensors, {"a": "b\n\0é"})
     read = read_safetensors(path)
     assert equal(read, {key: tensors[key] for key in read}) and read.keys() == tensors.keys()
     infos, metadata = read_header(path)
-    assert metadata == {"a": "b\n\0é"} and len(infos) == 19
+    assert metadata == {"a": "b\n\0é"} and len(infos) == 10
     assert all(info.start % info.dtype.itemsize == 0 for info in infos.values())
-    assert [info.dtype.itemsize for info in infos.values()] == [8] * 4 + [4] * 3 + [2] * 4 + [1] * 8
+    assert [info.dtype.itemsize for info in infos.values()] == [8] * 2 + [4] * 2 + [2] * 3 + [1] * 3
 
 
 def test_strides_views_and_shared_memory(path):
@@ -475,7 +475,6 @@ def test_strides_views_and_shared_memory(path):
         "same": base,
         "transposed": base.t(),
         "negated": torch.tensor([1 + 2j]).conj().imag,
-        "conjugate": torch.tensor([1 + 2j]).conj(),
     }
     write_safetensors(path, tensors)
     read = read_safetensors(path)
@@ -520,8 +519,8 @@ A = torch.ones(1)
         ({"a": A.numpy()}, None, "expected a torch.Tensor, got ndarray"),
         ({"a": A.to_sparse()}, None, "torch.sparse_coo"),
         ({"a": A.to("meta")}, None, "on meta"),
-        ({"a": A.to(torch.complex128)}, None, "cannot store torch.complex128"),
-        ({"a": A}, {"k": "," * 1_000_001}, "1,000,010 values"),
+        ({"a": A.to(torch.complex64)}, None, "cannot store torch.complex64"),
+        ({"a": A}, {"k": "," * 4_000_001}, "a header of 4,000,0"),
     ],
 )
 def test_what_cannot_be_stored_is_refused_before_anything_is_written(path, tensors, metadata, words):
@@ -555,7 +554,7 @@ def test_a_crash_leaves_the_old_file_and_nothing_else(path, monkeypatch, place, 
     """Break every step in turn; also with Ctrl+C, which is no Exception."""
     write_safetensors(path, {"a": A})
     old = path.read_bytes()
-    steps = {"first tensor": (safetensors, "_bytes", 1), "second tensor": (safetensors, "_bytes", 2),
+    steps = {"first tensor": (safetensors, "to_bytes", 1), "second tensor": (safetensors, "to_bytes", 2),
              "fsync": (os, "fsync", 1), "replace": (os, "replace", 1)}  # fmt: skip
     module, function, nth = steps[place]
     calls, original = [], getattr(module, function)
@@ -621,6 +620,28 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
         with pytest.raises(FileExistsError, match="not a file"):
             write_safetensors(path, {"a": A})
     assert sorted(os.listdir(tmp_path)) == ["fifo", "folder"] and stat.S_ISFIFO(fifo.stat().st_mode)
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    """A pipe into which nobody writes would keep the reader waiting for ever."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name in ("fifo", "folder"):
+        for read in (read_safetensors, read_header):
+            with pytest.raises(SafetensorsError, match=f"{name} is there and not a file"):
+                read(tmp_path / name)
+
+
+def test_only_what_is_asked_for_is_read(path):
+    """A tensor of 20 GB between two small ones, in a sparse file: reading it would take all memory."""
+    size = 20 * 10**9
+    big, last = entry('"U8"', f"[{size}]", f"[4,{4 + size}]"), entry(offsets=f"[{4 + size},{8 + size}]")
+    header = f'{{"a":{entry()},"big":{big},"c":{last}}}'
+    with open(path, "wb") as file:
+        file.write(raw(header, b"\0\0\x80\x3f"))
+        file.truncate(8 + len(header) + 8 + size)
+    assert [(name, tensor.item()) for name, tensor in iter_safetensors(path, {"a", "c", "absent"})] == [("a", 1.0), ("c", 0.0)]
+    assert read_header(path)[0]["big"].shape == (size,)
 
 
 def test_missing_file_and_folder_are_os_errors(tmp_path):

@@ -1,4 +1,4 @@
-"""The tokenizer: GPT-2's facts, round trips, files good and broken, and learning a vocabulary.
+"""The tokenizer: GPT-2's facts, round trips, files good and broken.
 
 What needs GPT-2's real vocabulary takes it from tiktoken's cache (TIKTOKEN_CACHE_DIR, or ../shared/tiktoken-cache beside the
 repository) and skips where there is none; the rest runs on a vocabulary of 261 tokens that is worked out by hand below.
@@ -8,8 +8,6 @@ import hashlib
 import json
 import os
 import random
-import re
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,9 @@ import tiktoken
 import torch
 
 from minippo.files import tokenizer as module
-from minippo.files.hub import PUBLIC_MODELS
-from minippo.files.tokenizer import ALPHABET, EOS, GPT2_FILES, load_tokenizer, train_bpe
+from minippo.files.hub import PUBLIC_MODELS, HubModel
+from minippo.files.tokenizer import ALPHABET, EOS, GPT2_FILES, Tokenizer, load_tokenizer
+from minippo.training.bpe import train_bpe
 
 CACHE = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or Path(__file__).parents[3] / "shared" / "tiktoken-cache")
 CACHE_NAMES = {name: hashlib.sha1(url.encode()).hexdigest() for name, (url, _) in GPT2_FILES.items()}
@@ -126,69 +125,6 @@ def test_model_folder_of_gpt2s_size_without_a_tokenizer_takes_gpt2s(tmp_path, mo
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(CACHE))
     (tmp_path / "config.json").write_text('{"vocab_size": 50257}')
     assert load_tokenizer(tmp_path).encode("hello world") == [31373, 995]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# learning a vocabulary
-# ---------------------------------------------------------------------------------------------------------------------
-
-def test_train_bpe_by_hand():
-    """"low low lower newer" is cut into low, Ġlow, Ġlower, Ġnewer (Ġ is the space). In GPT-2's byte order e=68, l=75, n=77,
-    o=78, r=81, w=86, Ġ=220.
-
-    pairs: lo 3, ow 3, Ġl 2, we 2, er 2, Ġn ne ew 1   lo before ow, 75 < 78     -> lo = 256
-           lo+w 3, Ġ+lo 2, we 2, er 2                                             -> low = 257
-           Ġ+low 2, er 2, low+e 1, we 1               er first, 68 < 220          -> er = 258
-           Ġ+low 2, low+er 1, w+er 1                                              -> Ġlow = 259
-           all that is left occurs once: no more merges, <|endoftext|> = 260
-    """
-    tokenizer = train_bpe(["low low lower newer"], 300)
-    assert (tokenizer._merges, tokenizer._vocab) == (TINY_MERGES, tiny_vocab())
-    assert (tokenizer.vocab_size, tokenizer.eos_token_id) == (261, 260)
-    assert tokenizer.encode("low lower er") == [257, 259, 258, 220, 258]
-    assert train_bpe(["low low lower newer"], 259)._merges == ["l o", "lo w"]      # 256 bytes, 2 merges, EOS
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_train_bpe_equals_counting_everything_anew(seed):
-    """Few letters, so that pairs overlap and tie; the naive way recounts all pairs for each merge."""
-    rng = random.Random(seed)
-    texts = ["".join(rng.choices("ab é"[:2 + seed % 3], k=rng.randrange(60))) for _ in range(8)]
-    tokenizer = train_bpe(texts, 280)
-    number = {bytes([byte]): i for i, byte in enumerate(ALPHABET.values())}
-    words = [[number[bytes([byte])] for byte in piece.encode()] for text in texts for piece in re.findall(" ?[abé]+| +(?!.)| +(?= )", text)]
-    merges = []
-    while len(merges) < 280 - 257:
-        counts = Counter(pair for word in words for pair in zip(word, word[1:]))
-        best = min(counts, key=lambda pair: (-counts[pair], pair), default=None)
-        if best is None or counts[best] < 2:
-            break
-        merges.append(best)
-        for word in words:
-            i = 0
-            while i < len(word) - 1:
-                if (word[i], word[i + 1]) == best:
-                    word[i:i + 2] = [255 + len(merges)]
-                i += 1
-    tokens = list(tokenizer._vocab)
-    assert [f"{tokens[left]} {tokens[right]}" for left, right in merges] == tokenizer._merges
-    assert train_bpe(reversed(texts), 280)._merges == tokenizer._merges
-
-
-def test_train_bpe_cuts_texts_as_encode_does():
-    """A merge across a cut would never be used. All pairs of aé12!? are equally frequent, and é12 and 2!? are cut."""
-    assert train_bpe(["aé12!?\n"] * 5, 300)._merges == ["! ?", "1 2", "a Ã", "aÃ ©"]
-
-
-def test_train_bpe_learns_nothing_from_nothing():
-    assert train_bpe([], 500).vocab_size == 257
-    assert train_bpe(["a\ud800b"], 500).vocab_size == 257
-
-
-@pytest.mark.parametrize("texts, size, message", [("a text", 300, "a list of texts"), (["a"], 256, "at least 257")])
-def test_train_bpe_refuses(texts, size, message):
-    with pytest.raises(ValueError, match=message):
-        train_bpe(texts, size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -303,9 +239,113 @@ def test_tokens_that_no_merge_makes_can_only_be_decoded(tmp_path):
     assert max(tokenizer.encode("<|pad|> newer漢")) < 260
 
 
-def test_windows_line_ends_are_read(tmp_path):
-    folder = write_files(tmp_path, tiny_vocab(), "\r\n".join(["#version: 0.2", *TINY_MERGES, ""]).encode())
-    assert load_tokenizer(folder).encode("low") == [257]
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_other_line_ends_are_read(tmp_path, end):
+    """With "\r" alone the whole file looked like its first line, and no merge was left."""
+    folder = write_files(tmp_path, tiny_vocab(), end.join(["#version: 0.2", *TINY_MERGES, ""]).encode())
+    assert load_tokenizer(folder).encode("low lower er") == [257, 259, 258, 220, 258]
+
+
+@pytest.mark.parametrize("kept", range(4))
+def test_merges_that_were_cut_off_at_a_line_are_noticed(tmp_path, kept):
+    """The first merge that is lost leaves a token that two others make together: lo, low, er, Ġlow."""
+    token = ["'lo'", "'low'", "'er'", "'Ġlow'"][kept]
+    with pytest.raises(ValueError, match=f"^{tmp_path}: merges.txt has {kept} merges, and none makes {token} .* the file is cut off"):
+        load_tokenizer(write_files(tmp_path, tiny_vocab(), TINY_MERGES[:kept]))
+
+
+@needs_gpt2
+@pytest.mark.parametrize("lines", [1, 1000, 49_999])
+def test_gpt2s_own_merges_cut_off_are_noticed(gpt2, tmp_path, lines):
+    folder = write_files(tmp_path, gpt2._vocab, gpt2._merges[:lines])
+    with pytest.raises(ValueError, match=f"merges.txt has {lines} merges, and none makes"):
+        load_tokenizer(folder)
+
+
+def test_a_vocabulary_that_is_no_file_of_ours_is_refused_unread(tmp_path):
+    folder = write_files(tmp_path, tiny_vocab(), TINY_MERGES)
+    with open(folder / "vocab.json", "wb") as file:
+        file.truncate(30 * 10**9)
+    with pytest.raises(ValueError, match="vocab.json has 30,000,000,000 bytes"):
+        load_tokenizer(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# added tokens
+# ---------------------------------------------------------------------------------------------------------------------
+
+ENTRIES = [(260, EOS, True), (261, "<|pad|>", True), (262, " Ġname", False)]
+ADDED = {
+    "added_tokens.json": {"<|pad|>": 261, " Ġname": 262},
+    "tokenizer_config.json": {"added_tokens_decoder": {str(i): {"content": text, "special": special} for i, text, special in ENTRIES}},
+    "tokenizer.json": {"added_tokens": [{"id": i, "content": text, "special": special} for i, text, special in ENTRIES]}}
+
+
+@pytest.mark.parametrize("files", [*([name] for name in ADDED), list(ADDED)], ids=lambda files: "+".join(files))
+def test_added_tokens_are_read_counted_and_decoded(tmp_path, files):
+    """Their texts are texts: Ġ is no space in them. added_tokens.json does not say what is special."""
+    folder = write_files(tmp_path, tiny_vocab(), TINY_MERGES)
+    for name in files:
+        (folder / name).write_text(json.dumps(ADDED[name]))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.vocab_size == 263 and tokenizer.eos_token_id == 260
+    assert tokenizer.decode([257, 261, 262, 260]) == "low<|pad|> Ġname<|endoftext|>"
+    assert tokenizer.decode([257, 261, 262, 260], skip_special_tokens=True) == ("low<|pad|> Ġname" if files == ["added_tokens.json"] else "low Ġname")
+    with pytest.raises(ValueError, match="id 263 is outside the vocabulary of 263"):
+        tokenizer.decode([263])
+
+
+def test_an_added_token_in_a_text_is_text(tmp_path):
+    """As the end marker: a prompt from a stranger cannot steer what reads it."""
+    tokenizer = Tokenizer(tiny_vocab(), TINY_MERGES, {"<|pad|>": (261, True)})
+    ids = tokenizer.encode("low<|pad|>low")
+    assert 261 not in ids and tokenizer.decode(ids) == "low<|pad|>low"
+
+
+def test_added_tokens_are_saved_and_come_back(tmp_path):
+    added = {"<|pad|>": (261, True), " Ġname": (262, False)}
+    Tokenizer(tiny_vocab(), TINY_MERGES, added).save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert {text: loaded._added[text] for text in added} == added and loaded.vocab_size == 263
+
+
+def test_a_special_token_inside_the_vocabulary_is_left_out_too(tmp_path):
+    """And it may look like two tokens side by side, as a cut merges.txt leaves them: it is said to be added."""
+    folder = write_files(tmp_path, tiny_vocab() | {"lower": 261}, TINY_MERGES)
+    with pytest.raises(ValueError, match="none makes 'lower'"):
+        load_tokenizer(folder)
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 261, "content": "lower", "special": True}]}))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.vocab_size == 262 and tokenizer.decode([257, 261]) == "lowlower"
+    assert tokenizer.decode([257, 261], skip_special_tokens=True) == "low" and tokenizer.encode("lower") == [257, 258]
+
+
+@pytest.mark.parametrize("file, content, message", [
+    ("added_tokens.json", {"<|pad|>": 262}, "ids from 261 on without a hole"), ("added_tokens.json", {"<|pad|>": 5}, "ids from 261 on"),
+    ("added_tokens.json", {"low": 261}, "that vocab.json has not"), ("added_tokens.json", [], "not as transformers writes them"),
+    ("added_tokens.json", {"<|pad|>": "261"}, "not as transformers"), ("added_tokens.json", {"a": 261, "b": 261}, "another file says otherwise"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "a"}}}, "not as transformers"),
+    ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "not as transformers"), ("tokenizer.json", {"added_tokens": [{}]}, "not as transformers"),
+    ("tokenizer.json", {"added_tokens": 5}, "not as transformers")], ids=lambda value: f"{value!s:.30}")
+def test_added_tokens_that_make_no_sense_are_named(tmp_path, file, content, message):
+    folder = write_files(tmp_path, tiny_vocab(), TINY_MERGES)
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{message}"):
+        load_tokenizer(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# called as transformers' tokenizers are
+# ---------------------------------------------------------------------------------------------------------------------
+
+def test_a_tokenizer_is_called_and_decodes_batches():
+    tokenizer = tiny()
+    assert tokenizer("low lower") == {"input_ids": [257, 259, 258]}
+    assert tokenizer(["low", "er", ""]) == {"input_ids": [[257], [258], []]}
+    assert tokenizer.batch_decode([[257], torch.tensor([258, 260])]) == ["low", "er<|endoftext|>"]
+    assert tokenizer.batch_decode([[258, 260]], skip_special_tokens=True) == ["er"]
+    with pytest.raises(ValueError, match="one text"):
+        tokenizer([5])
 
 
 def without(token):
@@ -395,6 +435,8 @@ def test_folder_without_the_files(tmp_path, files, message, monkeypatch):
 @pytest.mark.parametrize("name", [*PUBLIC_MODELS, *(model.repo for model in PUBLIC_MODELS.values())])
 def test_public_names_come_from_the_hugging_face_cache_or_else_from_tiktoken(name, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_load_from_tiktoken", lambda reason: "tiktoken's")
+    for short, model in PUBLIC_MODELS.items():                  # whatever their bytes: tiny's are not GPT-2's
+        monkeypatch.setitem(PUBLIC_MODELS, short, HubModel(model.repo, model.revision, dict.fromkeys(model.files, (None, None))))
     assert load_tokenizer(name) == "tiktoken's"
     storage = tmp_path / "hf-home" / "hub" / f"models--{name.replace('/', '--')}"
     (storage / "refs").mkdir(parents=True)

@@ -37,7 +37,8 @@ from torch import Tensor  # noqa: E402
 from minippo import GPT2Config, GPT2WithValueHead, PPOConfig, PPOTrainer  # noqa: E402
 from minippo.training.data import make_reviews, review_queries, true_score  # noqa: E402
 from minippo.training.pretrain import PretrainConfig, pretrain  # noqa: E402
-from minippo.files.tokenizer import Tokenizer, train_bpe  # noqa: E402
+from minippo.files.tokenizer import Tokenizer  # noqa: E402
+from minippo.training.bpe import train_bpe  # noqa: E402
 
 LEARNING, DETAILS, FIGURE = (TESTS / "golden" / name for name in ("learning.csv", "details.csv", "learning.svg"))
 SEEDS = range(5)

@@ -12,7 +12,7 @@ from gpt2_models import hf_gpt2  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from minippo import GPT2, GPT2Config, GPT2WithValueHead  # noqa: E402
-from minippo.files.tokenizer import train_bpe  # noqa: E402
+from minippo.training.bpe import train_bpe  # noqa: E402
 
 TEXTS = ["the cat sat on the mat, the cat sat on the hat", "naïve café: 12 + 30 = 42!", "  spaces\n\nand 日本語 🙂"]
 SIZES = GPT2Config(vocab_size=267, n_positions=24, n_embd=32, n_layer=2, n_head=4, layer_norm_epsilon=0.01)
@@ -95,6 +95,26 @@ def test_a_folder_goes_through_transformers_and_back(folder, tmp_path):
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
     back, ours = (GPT2.from_pretrained(str(path), device="cpu").state_dict() for path in (tmp_path, folder))
     assert back.keys() == ours.keys()
+    assert all(torch.equal(back[name], w) for name, w in ours.items())
+
+
+def test_a_folder_in_parts_is_read(folder, tmp_path):
+    """As transformers writes it where a model is larger than max_shard_size."""
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path, max_shard_size="40KB")
+    assert (tmp_path / "model.safetensors.index.json").exists() and len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    back, ours = (GPT2.from_pretrained(str(path), device="cpu").state_dict() for path in (tmp_path, folder))
+    assert back.keys() == ours.keys() and all(torch.equal(back[name], w) for name, w in ours.items())
+
+
+def test_the_two_lines_that_convert_a_pickle_work(folder, tmp_path):
+    """What the error says, done."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError) as caught:
+        GPT2.from_pretrained(str(tmp_path), device="cpu")
+    exec("\n".join(line.strip() for line in str(caught.value).splitlines()[-2:]), {})
+    back, ours = (GPT2.from_pretrained(str(path), device="cpu").state_dict() for path in (tmp_path, folder))
     assert all(torch.equal(back[name], w) for name, w in ours.items())
 
 

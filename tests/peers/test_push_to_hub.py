@@ -25,12 +25,11 @@ FILES = {"README.md": b"---\nlicense: mit\n---\n# A model\n", "config.json": b'{
          "model.safetensors": bytes(range(256)) * 300, "value_head.safetensors": b"\x00\xffhead",
          "notes/.gitignore": b"*\n"}     # all of the folder goes up: .gitignore is not obeyed
 COMMIT = "c" * 40
-# hub.py alone, since it imports nothing of ours: the package around it would cost each process the import of torch
+# the folder of hub.py alone: the package around it would cost each process the import of torch
 LOAD_HUB = f"""
-import importlib.util, json, os, sys
-spec = importlib.util.spec_from_file_location("minippo_hub", {str(ROOT / "minippo" / "hub.py")!r})
-hub = sys.modules["minippo_hub"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hub)
+import json, os, sys
+sys.path.insert(0, {str(ROOT / "minippo")!r})
+from files import hub
 """
 PUSH = LOAD_HUB + """
 for repo_id in sys.argv[2:]:

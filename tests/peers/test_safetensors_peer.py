@@ -19,15 +19,15 @@ import torch
 
 package = pytest.importorskip("safetensors.torch", reason="needs the safetensors package to compare with")
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "files")]
 
 from test_safetensors import ACCEPT, CASES, REJECT, bits, raw  # noqa: E402
 
-from minippo.files.safetensors import _DTYPES, SafetensorsError, read_header, read_safetensors, write_safetensors  # noqa: E402
+from minippo.files.safetensors import DTYPES, SafetensorsError, read_header, read_safetensors, write_safetensors  # noqa: E402
 
 # words of our message -> the rule of minippo/files/safetensors.py by which we refuse what the package reads
-STRICTER = {"stands twice": 1, "expected an object": 2, "dtype {": 2, "dtype [": 2, "under an unknown key": 3,
-            "is not a whole number": 3, "too many elements": 4, "dtype 'F4'": 5, " values": 6}  # fmt: skip
+STRICTER = {"stands twice": 1, "expected an object": 2, "dtype {": 2, "dtype [": 2, "too many elements": 3, "64 whole": 3,
+            "a header of": 3, "dtype '": 4}
 
 
 def package_reads(path) -> dict[str, torch.Tensor] | None:
@@ -56,7 +56,7 @@ def every_type(seed: int) -> dict[str, torch.Tensor]:
     """A few random tensors of each type, with all kinds of bits."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for number, (key, dtype) in enumerate(_DTYPES.items()):
+    for number, (key, dtype) in enumerate(DTYPES.items()):
         for shape in ((), (0, 3), (2, 3), (number + 1,)):
             count = torch.Size(shape).numel()
             noise = torch.randint(256, (count * dtype.itemsize,), dtype=torch.uint8, generator=generator)
@@ -95,10 +95,10 @@ def test_we_read_what_the_package_writes(tmp_path):
 
 # ---- differential fuzz ----
 
-NUMBERS = ["0", "1", "2", "3", "4", "8", "12", "16", "-1", "-0", "1.0", "1e0", "01", "+1", "0x1", "true", "null",
+NUMBERS = ["0", "1", "2", "3", "4", "8", "12", "16", "-1", "1.0", "1e0", "01", "+1", "0x1", "true", "null",
            '"1"', "NaN", "[1]", "{}", "9" * 19, "9" * 20, "9" * 400, *(str(2**n + d) for n in (31, 32, 40, 63, 64)
            for d in (-1, 0, 1))]  # fmt: skip
-TYPES = [f'"{key}"' for key in _DTYPES] + ['"F4"', '"F6_E2M3"', '"f32"', '""', "null", "1", '["F32"]', '{"F32":null}']
+TYPES = [f'"{key}"' for key in DTYPES] + ['"F4"', '"F6_E2M3"', '"f32"', '""', "null", "1", '["F32"]', '{"F32":null}']
 EXTRA = ['"x":1', '"x":null', '"x":"\\ud83d\\ude00"', '"x":"\\ud83d"', '"x":[1]', '"x":{"y":2}', '"x":0.5', '"x":1e999',
          '"x":' + "[" * 150 + "]" * 150, '"dtype":"F32"', '"x":1,"x":1', '"x":-1', '"\\u0073hape":[1]']  # fmt: skip
 TOP = ['"__metadata__":{"a":"b"}', '"__metadata__":null', '"__metadata__":{"a":1}', '"__metadata__":{"a":"b","a":"c"}',
@@ -110,9 +110,9 @@ ENTRY = '{{"dtype":{},"shape":[{}],"data_offsets":[{},{}]}}'
 
 def random_entry(generator: random.Random, begin: int) -> tuple[str, int]:
     """An entry at `begin`, mostly valid, and where its bytes end."""
-    key = generator.choice(list(_DTYPES))
+    key = generator.choice(list(DTYPES))
     shape = [generator.choice((0, 1, 2, 3)) for _ in range(generator.randrange(4))]
-    end = begin + torch.Size(shape).numel() * _DTYPES[key].itemsize
+    end = begin + torch.Size(shape).numel() * DTYPES[key].itemsize
     fate = generator.random()
     if fate < 0.04:  # the package reads these
         return generator.choice((
@@ -204,7 +204,7 @@ def test_fuzz_finds_no_other_difference():
     assert run.returncode == 0, run.stderr
     seen = dict(line.rsplit(" ", 1) for line in run.stdout.splitlines())
     assert int(seen["both read"]) > 500 and int(seen["both refuse"]) > 1000
-    assert {f"rule {rule}" for rule in range(1, 6)} <= seen.keys()  # each was tried; 6 needs larger files
+    assert {f"rule {rule}" for rule in range(1, 5)} <= seen.keys()  # each was tried
 
 
 if __name__ == "__main__":

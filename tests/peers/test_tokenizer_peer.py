@@ -16,11 +16,12 @@ transformers = pytest.importorskip("transformers", reason="needs transformers to
 import tokenizers  # noqa: E402  (comes with transformers)
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "files")]
 
 from test_tokenizer import CACHE, needs_gpt2, random_text, write_files  # noqa: E402
 
-from minippo.files.tokenizer import EOS, load_tokenizer, train_bpe  # noqa: E402
+from minippo.files.tokenizer import EOS, load_tokenizer  # noqa: E402
+from minippo.training.bpe import train_bpe  # noqa: E402
 
 TEXTS = ["It's what we've said: don't!\n\n", "naïve café — 12½ km², 2024年, 漢字と仮名。", "👩‍👩‍👧 e\u0301 \t  x\u3000y\u00a0z",
          "<p>الكتاب</p> {'we'll': [1,2,3]}   ", "def f(x):\n        return x ** 2   # ok\n"]
@@ -94,6 +95,29 @@ def test_folder_with_only_tokenizer_json(trained, tmp_path):
         load_tokenizer(folder)
     eval(str(caught.value).split("both files: ")[1], {"AutoTokenizer": transformers.AutoTokenizer})
     assert load_tokenizer(folder).encode("It's 漢字") == trained.encode("It's 漢字")
+
+
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "GPT2TokenizerFast"])
+def test_tokens_that_transformers_added(trained, tmp_path, kind):
+    """add_special_tokens and add_tokens, saved; then ours once more, loaded there. In a text they are text here, and tokens there."""
+    trained.save_pretrained(tmp_path / "ours")
+    theirs = getattr(transformers, kind).from_pretrained(tmp_path / "ours")
+    theirs.add_special_tokens({"pad_token": "<|pad|>"})
+    theirs.add_tokens(["<name>", "two words"])
+    theirs.save_pretrained(tmp_path / "theirs")
+    for name in ("vocab.json", "merges.txt"):                    # 5.x does not write them any more
+        if not (tmp_path / "theirs" / name).exists():
+            (tmp_path / "theirs" / name).write_bytes((tmp_path / "ours" / name).read_bytes())
+    loaded = load_tokenizer(tmp_path / "theirs")
+    loaded.save_pretrained(tmp_path / "again")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    V = trained.vocab_size
+    assert loaded.vocab_size == len(theirs) == len(again) == V + 3
+    ids = [*trained.encode("It's "), V, V + 1, *trained.encode(" x"), V + 2, trained.eos_token_id]
+    for skip in (False, True):
+        texts = {tokenizer.decode(ids, skip_special_tokens=skip).replace(" ", "") for tokenizer in (loaded, theirs, again)}
+        assert len(texts) == 1, texts                            # the slow one puts spaces around added tokens
+    assert theirs("<|pad|>")["input_ids"] == again("<|pad|>")["input_ids"] == [V] != loaded.encode("<|pad|>")
 
 
 @needs_gpt2

@@ -15,7 +15,7 @@ from minippo.training.pretrain import split
 from minippo.scoring.reward_model import (HEAD_FILE, Example, RewardModel, RewardModelConfig, batches, preference_loss,
                                   train_on_labels, train_on_pairs)
 from minippo.files.safetensors import read_safetensors, write_safetensors
-from minippo.files.tokenizer import train_bpe
+from minippo.training.bpe import train_bpe
 
 BYTES = train_bpe([], 257)                       # no merges: a token for each byte, then EOS (256)
 CONFIG = GPT2Config(vocab_size=257, n_positions=32, n_embd=16, n_layer=1, n_head=2)

@@ -12,7 +12,7 @@ import torch
 from minippo.training import pretrain as module
 from minippo.gpt2 import GPT2, GPT2Config
 from minippo.training.pretrain import PretrainConfig, Progress, learning_rate_at, pack, pretrain, rows_loss, split
-from minippo.files.tokenizer import train_bpe
+from minippo.training.bpe import train_bpe
 
 BYTES = train_bpe([], 257)                       # no merges: a token for each byte in GPT-2's order, then EOS
 EOS = 256

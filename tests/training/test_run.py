@@ -26,7 +26,7 @@ from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
 from minippo.scoring.rewards import RewardError, StopRun
 from minippo.training.run import Job, Log, RunConfig, differences, learning_rate, lock, next_batch, train
-from minippo.files.tokenizer import train_bpe
+from minippo.training.bpe import train_bpe
 
 REVIEWS = ["the film is a joy", "the film is a bore", "this story is dull and long", "a dog and a boat", "it is fun",
            "a long dull evening", "joy and fun for all", "the boat is the star"]

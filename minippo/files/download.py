@@ -1,0 +1,147 @@
+"""One file from a server to the disk, over a bad line and from a server that may fail, lie or never end.
+
+    headers = fetch("https://huggingface.co/user/model/resolve/main/config.json", Path("config.json"), None, "config.json", "")
+
+A download that was cut off goes on with Range, as long as the server still has the same commit and etag; else it starts over.
+It is bounded: in retries, in bytes, and in time, see the numbers below. hub.py checks the hash and gives the file its name.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+RETRIES = 5                         # in a row without a new byte
+BACKOFF = 0.25                      # seconds before the first retry, doubled for each further one
+MAX_WAIT = 60                       # seconds; a server that asks for a longer pause ends the download
+SLOWEST, GRACE = 10_000, 600        # slower than 10 kB/s on average, the first ten minutes aside, is given up
+LARGEST = {".safetensors": 2**34}   # bytes of one file (gpt2-xl has 6.4e9) ...
+LARGEST_OTHER = 2**27               # ... and of any other kind, whatever the server announces
+
+
+class Retry(Exception):
+    """A failure that another request may mend: (what broke, the seconds that the server asks to wait or None)."""
+
+
+def say(text: str, end: str = "\n") -> None:
+    """A line on stderr, where a carriage return at its end is for terminals only. One that is closed, full or not there ends nothing."""
+    try:
+        if end == "\n" or sys.stderr.isatty():
+            sys.stderr.write(text + end)
+            sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass
+
+
+def request(url: str, position: int, token: str):
+    """GET `url` from byte `position` on; returns the response, its status 200 or 206, and the endpoint's own headers."""
+    home, facts = urlsplit(url)[:2], {}         # (scheme, host:port)
+    headers = {"User-Agent": "minippo", "Accept-Encoding": "identity"}
+    headers |= {"Authorization": f"Bearer {token}"} if token else {}
+    headers |= {"Range": f"bytes={position}-"} if position else {}
+
+    def note(at: str, answer) -> None:
+        if urlsplit(at)[:2] == home:
+            facts.update((name.lower(), value) for name, value in answer.items())
+
+    class Redirect(urllib.request.HTTPRedirectHandler):
+        """For a large file the endpoint redirects to a storage host. Commit, size and hash are headers of that redirect, which
+        urllib forgets; and the token must not follow it."""
+
+        def redirect_request(self, old, answer, code, message, answered, to):
+            note(old.full_url, answered)
+            if urlsplit(to).scheme not in ("http", "https"):
+                raise urllib.error.HTTPError(to, code, "a redirect away from HTTP", answered, answer)
+            new = super().redirect_request(old, answer, code, message, answered, to)
+            if urlsplit(to)[:2] != home:
+                new.remove_header("Authorization")
+            return new
+
+    try:
+        response = urllib.request.build_opener(Redirect).open(
+            urllib.request.Request(url, headers=headers), timeout=float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or 10))
+    except urllib.error.HTTPError as error:
+        if error.code not in (408, 429) and error.code < 500:
+            raise
+        after = error.headers.get("Retry-After", "")
+        problem = f"status {error.code} {error.reason}{after and ', Retry-After '}{after}"
+        raise Retry(problem, int(after) if after.isdigit() else None) from None
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.URLError) and not position:           # no connection at all: say so at once
+            raise ConnectionError(f"cannot reach {url}: {error.reason}; the path of a folder needs no network") from error
+        raise Retry(error, None) from error
+    note(response.url, response.headers)
+    return response, facts
+
+
+def receive(response, facts: dict, temp: Path, size: int | None, label: str, started: float) -> None:
+    """Append the body to `temp`. Retry where reading breaks off; an error in writing, a full disk, stays what it is."""
+    start = temp.stat().st_size if response.status == 206 else 0            # a server that ignores Range sends all of it again
+    span, linked = response.headers.get("Content-Range", f"bytes {start}-"), facts.get("x-linked-size", "")
+    announced = None if response.length is None else start + response.length
+    size = size or (int(linked) if linked.isdigit() else announced)
+    most = LARGEST.get(Path(label).suffix, LARGEST_OTHER)
+    if announced not in (None, size) or not span.startswith(f"bytes {start}-"):
+        raise OSError(f"{response.url}: the server announces {announced} bytes ({span}), expected {size}: another file?")
+
+    def progress(end: str) -> None:
+        total = f" of {size:,} bytes, {100 * done // size}%" if size else " bytes"
+        say(f"{label}: {done:,}{total}, {done / 1e6 / (time.monotonic() - started + 1e-3):.1f} MB/s", end)
+
+    temp.parent.mkdir(parents=True, exist_ok=True)
+    with open(temp, "ab" if start else "wb") as out:
+        done, shown = start, time.monotonic()
+        while size is None or done <= size:
+            try:
+                chunk = response.read1(2**20)
+            except (OSError, http.client.HTTPException) as error:
+                raise Retry(error, None) from error
+            if not chunk:
+                break
+            done += len(chunk)
+            if max(done, size or 0) > most:
+                raise OSError(f"{response.url}: {max(done, size or 0):,} bytes, and such a file may have {most:,}; gave up")
+            if done < SLOWEST * (time.monotonic() - started - GRACE):
+                raise ConnectionError(f"{response.url}: {done:,} bytes since the start, less than {SLOWEST:,} a second; gave up")
+            out.write(chunk)
+            if time.monotonic() > shown + 0.2:
+                shown = time.monotonic()
+                progress("\r")
+    if size not in (None, done):
+        raise Retry(f"connection closed at byte {done} of {size}", None)
+    progress("\n")
+
+
+def fetch(url: str, temp: Path, size: int | None, label: str, token: str) -> dict[str, str]:
+    """Download `url` to `temp`, going on where it was cut off; returns the endpoint's headers, their names in lower case.
+
+    size: the bytes it must have, where they are known; label: what the progress line calls it. OSError where it failed for good.
+    """
+    started, failures, farthest, version = time.monotonic(), 0, 0, None
+    while True:
+        try:
+            response, facts = request(url, temp.stat().st_size if temp.exists() else 0, token)
+            with response:
+                now = facts.get("x-repo-commit"), facts.get("x-linked-etag") or response.headers.get("ETag")
+                if response.status == 206 and (now != version or None in now):
+                    temp.unlink()                                               # halves of two versions are no file
+                    raise Retry("the server has another version now, or does not say which", None)
+                version = now
+                receive(response, facts, temp, size, label, started)
+            return facts
+        except Retry as error:
+            problem, wait = error.args
+        done = temp.stat().st_size if temp.exists() else 0
+        failures = 1 if done > farthest else failures + 1                       # a large file over a bad line may be cut often
+        farthest = max(farthest, done)
+        wait = BACKOFF * 2 ** (failures - 1) if wait is None else wait
+        if failures > RETRIES or wait > MAX_WAIT:
+            raise ConnectionError(f"{url}: {problem}; gave up with {done} bytes here, try again later")
+        say(f"{label}: {problem}; trying again in {wait:g} s")
+        time.sleep(wait)
