@@ -208,15 +208,15 @@ def _chart(runs: list, key: str) -> str:
                   f'<text class="end" x="{_LEFT - 7}" y="{y(t) + 4:.1f}">{number(t, ".4g")}</text>')
     for step in sorted({first, (first + last) // 2, last}):
         marks += f'<text class="mid" x="{x(step):.1f}" y="{_H - 6}">{step:,}</text>'
-    for t in sorted(targets):
-        marks += (f'<path class="target" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
-                  f'<text class="end" x="{_RIGHT}" y="{y(t) - 5:.1f}">target {number(t)}</text>')
     for i, (run, curve) in enumerate(zip(runs, curves)):
         at, value = (series(run.metrics, key) or [(first, None)])[-1]
         dot = "" if value is None else f'<circle cx="{x(at):.1f}" cy="{y(value):.1f}" r="2.6"/>'
         marks += f'<g class="curve r{i % _COLOURS}"><path d="{_path(curve, x, y)}"/>{dot}</g>'
         now += f'<b class="r{i % _COLOURS}" title="{_text(run.name)}">{number(value)}</b>'
         label += f"; {run.name}: last {number(value)}"
+    for t in sorted(targets):
+        marks += (f'<path class="target" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
+                  f'<text class="end" x="{_RIGHT}" y="{y(t) - 5:.1f}">target {number(t)}</text>')
     data = {"box": [_LEFT, _RIGHT, _TOP, _BASE], "steps": [first, last],
             "curves": [[(step, _short(value)) for step, value in curve] for curve in curves]}
     what = escape(metric.what[0].upper() + metric.what[1:])

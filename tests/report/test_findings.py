@@ -102,6 +102,8 @@ def test_explained_variance_of_noise_is_said_to_explain_nothing():
     assert line.startswith("Explained variance negative late (mean −0.05") and "the score is noise to them" in line
     (line,) = findings(run_of(ppo__val__var_explained=lambda s: 0.1), CONFIG)
     assert line.startswith("Nothing unusual")
+    (line,) = findings(run_of(ppo__val__var_explained=lambda s: 0.04, ppo__mean_scores=lambda s: s % 2), CONFIG)
+    assert ". To the values it is noise: explained variance 0.04. Read" in line       # what 40 updates of N(0, 1) scores gave
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, 10**400, -1e200])
