@@ -16,6 +16,7 @@ Left out: 1. smoothing, because jitter is information at this size; 2. a plottin
 
 import json
 import math
+import time
 import unicodedata
 from base64 import b64encode
 from contextlib import suppress
@@ -417,8 +418,10 @@ def _found(run: Run) -> str:
     return f'<ul>{"".join(f"<li>{_text(line)}</li>" for line in findings(run.metrics, run.config))}</ul>'
 
 
-def _page(runs: list) -> str:
+def _page(runs: list, live: int) -> str:
     """The whole document. Its content policy forbids every request and every script but its own."""
+    again = f'<meta http-equiv="refresh" content="{live}">' if live else ""
+    written = f" · updated at {time.strftime('%H:%M:%S')}, looks again every {live} s while the run goes on" if live else ""
     style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     ours = b64encode(sha256(script.encode()).digest()).decode()
     names, several = [_text(run.name) for run in runs], len(runs) > 1
@@ -429,9 +432,9 @@ def _page(runs: list) -> str:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{ours}'">
-<meta name="color-scheme" content="light dark"><title>{title} · minippo</title><style>{style}</style></head>
+{again}<meta name="color-scheme" content="light dark"><title>{title} · minippo</title><style>{style}</style></head>
 <body{' class="several"' if several else ""}><main>
-<header><p class="eyebrow">minippo run report</p><h1>{heading}</h1>{_heads(runs)}</header>{key}{_tiles(runs)}
+<header><p class="eyebrow">minippo run report{written}</p><h1>{heading}</h1>{_heads(runs)}</header>{key}{_tiles(runs)}
 <section><h2>Findings</h2>{_each(runs, _found)}</section>
 <section><h2>Curves</h2><p class="lead">Under each curve: what a healthy run looks like.</p>
 {_curves(runs)}</section>
@@ -444,10 +447,11 @@ update. The number under a token is its own; · is a space, ⏎ a line end.</p>
 """
 
 
-def write_report(run_dir, *more_dirs, out=None) -> Path:
+def write_report(run_dir, *more_dirs, out=None, live=0) -> Path:
     """Write the report of one run folder, or of several side by side, and return its path.
 
     out: the file to write; by default report.html in the folder, or comparison.html in the first of several.
+    live: of a run that goes on: seconds after which an open page loads itself again; 0, of one that is over: never.
     Raises FileNotFoundError for a folder without metrics or config, ValueError for files that are not a run's, by line.
     """
     folders = [run_dir, *more_dirs]
@@ -455,5 +459,5 @@ def write_report(run_dir, *more_dirs, out=None) -> Path:
     if len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=str(folder)) for run, folder in zip(runs, folders)]
     path = Path(out) if out else Path(run_dir) / ("comparison.html" if more_dirs else "report.html")
-    write_text(path, _page(runs))
+    write_text(path, _page(runs, live))
     return path
