@@ -19,7 +19,6 @@ import math
 import time
 import unicodedata
 from base64 import b64encode
-from contextlib import suppress
 from hashlib import sha256
 from html import escape
 from operator import itemgetter
@@ -32,6 +31,7 @@ from .findings import findings, finite, kl_target, number, series, settings
 
 _HEADLINES = ("ppo/mean_scores", "objective/kl", "ppo/policy/entropy", "samples/distinct", "ppo/policy/clipfrac",
               "ppo/val/var_explained", "tokens/responses_len_mean", "ppo/loss/policy", "ppo/loss/value")
+_COLOURS = 6  # of runs, in page.css
 _QUANTITIES = {"logprob": "Logprob", "ref_logprob": "Reference logprob", "kl": "KL", "reward": "Reward",
                "value": "Value", "advantage": "Advantage", "return": "Return"}
 
@@ -46,6 +46,14 @@ class Run(NamedTuple):
     metrics: list  # one dict per update, in order
     samples: list  # {"step", "query", "response", "score", ...}
     followed: list  # the same with "follow" and "trace"
+
+
+def _json(text: bytes):
+    """What the text says; None where it is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # RecursionError: a hundred thousand brackets
+        return None
 
 
 def _whole(value) -> bool:
@@ -74,18 +82,12 @@ def _is_sample(row) -> bool:
 def _read_jsonl(path: Path, fits, wanted: str) -> list:
     """One dict a line, by their steps. A last line torn by a crash is left out; any other that does not fit is a ValueError."""
     *lines, tail = path.read_bytes().split(b"\n")
-    with suppress(ValueError, RecursionError):
-        json.loads(tail)
-        lines.append(tail)  # whole, but for its newline
-    rows = []
-    for at, line in enumerate(lines, 1):
-        row = None
-        with suppress(ValueError, RecursionError):  # RecursionError: a hundred thousand brackets
-            row = json.loads(line)
+    lines += [tail] if _json(tail) is not None else []  # whole, but for its newline
+    rows = [_json(line) for line in lines]
+    for at, row in enumerate(rows):
         if not fits(row):
-            raise ValueError(f"{path}, line {at}: expected a JSON object with {wanted}, got {line[:60]!r}; "
-                             "mend or remove that line")
-        rows.append(row)
+            raise ValueError(f"{path}, line {at + 1}: expected a JSON object with {wanted}, got {lines[at][:60]!r}; mend or "
+                             "remove that line")
     return sorted(rows, key=itemgetter("step"))
 
 
@@ -93,14 +95,13 @@ def _read_run(run_dir) -> Run:
     """A run folder as a Run; FileNotFoundError or ValueError where there is nothing to report."""
     folder = Path(run_dir)
     if not (folder / "metrics.jsonl").is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it has no metrics.jsonl; "
-                                "give a folder that `python -m minippo train --out` wrote")
+        raise FileNotFoundError(f"{folder} is not a run folder: it has no metrics.jsonl; give a folder that "
+                                "`python -m minippo train --out` wrote")
     metrics = _read_jsonl(folder / "metrics.jsonl", _is_update, 'a "step", a whole number')
     if not metrics:
         raise ValueError(f"{folder / 'metrics.jsonl'} holds no whole update yet; run at least one")
-    config, text = None, (folder / "config.json").read_bytes()
-    with suppress(ValueError, RecursionError):
-        config = json.loads(text)
+    text = (folder / "config.json").read_bytes()
+    config = _json(text)
     if not (isinstance(config, dict) and all(isinstance(config.get(part, {}), dict) for part in ("run", "ppo"))):
         raise ValueError(f"{folder / 'config.json'} is not the config.json of a run: expected a JSON object of settings, got "
                          f"{text[:60]!r}; mend it")
@@ -112,21 +113,15 @@ def _read_run(run_dir) -> Run:
 
 # ---- texts ----
 
-_SIGNS = {"\n": "⏎", "\t": "⇥", "\x7f": "␡"}
+_SIGNS = {**{chr(c): chr(0x2400 + c) for c in range(32)}, "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control and direction characters, halves of pairs, line separators
-_COLOURS = 6  # of runs, in page.css
 _JOINERS = "\u200c\u200d"  # of Cf, too, but emoji and several scripts are written with them
 
 
 def _text(text: str, space: str = " ") -> str:
-    """Any text as HTML that is shown and not obeyed: markup is escaped, what has no sign of its own gets one that can be seen."""
-    def sign(c):
-        if c == " ":
-            return space
-        if c in _SIGNS or c < " ":
-            return _SIGNS.get(c) or chr(0x2400 + ord(c))
-        return repr(c)[1:-1] if unicodedata.category(c) in _HIDDEN and c not in _JOINERS else c
-    return escape("".join(map(sign, text)))
+    """Any text as HTML that is shown and not obeyed: markup is escaped, what cannot be seen becomes a sign that can."""
+    signs = (_SIGNS.get(c) or (repr(c)[1:-1] if unicodedata.category(c) in _HIDDEN and c not in _JOINERS else c) for c in text)
+    return escape("".join(signs).replace(" ", space))
 
 
 def _name(runs: list, at: int) -> str:
