@@ -216,7 +216,7 @@ METRICS = [
            "Always 1: most of each batch goes unused; lower the learning rate.", "update"),
     Metric("ppo/val/var_explained", "Explained variance", "how much of the returns the values at rollout predict",
            "1 - var(returns - values) / var(returns)", "Climbs from about 0 towards 1.",
-           "At 0 or below late in a run: the values predict no better than a constant; on pure noise it stays there.", "value"),
+           "Near 0 or below late in a run: the values predict no better than a constant; on pure noise it stays there.", "value"),
     Metric("ppo/val/error", "Value error", "squared error of the values, not clipped", "masked_mean((v - R)^2)", "Falls.",
            "Growing: the returns move faster than the value head learns.", "value"),
     Metric("ppo/val/clipfrac", "Value clip fraction", "share of tokens whose value was clipped",

@@ -116,9 +116,12 @@ def _unlearnt(metrics: list, config: dict) -> list:
     (early, late, chance), target, found, k = _ends(score), kl_target(config), _constant(metrics), _window(score)
     flat = chance < inf and late - early <= chance and not found
     if flat:
+        explained = [v for _, v in series(metrics, "ppo/val/var_explained")[-k:]]
+        noise = fmean(explained) if explained else inf
         found.append(f"The score has {'not risen' if late - early >= -chance else 'fallen'}: {number(early)} on average of "
-                     f"{_span(score[:k])}, {number(late)} of {_span(score[-k:])}; chance alone makes {number(chance)}. Read the "
-                     "samples: does the score tell good from bad? Then more updates or a larger batch.")
+                     f"{_span(score[:k])}, {number(late)} of {_span(score[-k:])}; chance alone moves that by {number(chance)}."
+                     f"{f' To the values it is noise: explained variance {number(noise)}.' if noise < 0.1 else ''} "
+                     "Read the samples: does the score tell good from bad? Then more updates or a larger batch.")
     rate = "".join(f" {v:g}" for _, v in series(metrics, "ppo/learning_rate")[-1:])
     share, kl = fmean([v for _, v in clipfrac] or [1.0]), _ends(series(metrics, "objective/kl"))[1]
     if len(clipfrac) >= _PERSIST and share == 0:

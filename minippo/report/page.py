@@ -16,9 +16,9 @@ Left out: 1. smoothing, because jitter is information at this size; 2. a plottin
 
 import json
 import math
+import time
 import unicodedata
 from base64 import b64encode
-from contextlib import suppress
 from hashlib import sha256
 from html import escape
 from operator import itemgetter
@@ -31,6 +31,7 @@ from .findings import findings, finite, kl_target, number, series, settings
 
 _HEADLINES = ("ppo/mean_scores", "objective/kl", "ppo/policy/entropy", "samples/distinct", "ppo/policy/clipfrac",
               "ppo/val/var_explained", "tokens/responses_len_mean", "ppo/loss/policy", "ppo/loss/value")
+_COLOURS = 6  # of runs, in page.css
 _QUANTITIES = {"logprob": "Logprob", "ref_logprob": "Reference logprob", "kl": "KL", "reward": "Reward",
                "value": "Value", "advantage": "Advantage", "return": "Return"}
 
@@ -45,6 +46,14 @@ class Run(NamedTuple):
     metrics: list  # one dict per update, in order
     samples: list  # {"step", "query", "response", "score", ...}
     followed: list  # the same with "follow" and "trace"
+
+
+def _json(text: bytes):
+    """What the text says; None where it is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # RecursionError: a hundred thousand brackets
+        return None
 
 
 def _whole(value) -> bool:
@@ -73,18 +82,12 @@ def _is_sample(row) -> bool:
 def _read_jsonl(path: Path, fits, wanted: str) -> list:
     """One dict a line, by their steps. A last line torn by a crash is left out; any other that does not fit is a ValueError."""
     *lines, tail = path.read_bytes().split(b"\n")
-    with suppress(ValueError, RecursionError):
-        json.loads(tail)
-        lines.append(tail)  # whole, but for its newline
-    rows = []
-    for at, line in enumerate(lines, 1):
-        row = None
-        with suppress(ValueError, RecursionError):  # RecursionError: a hundred thousand brackets
-            row = json.loads(line)
+    lines += [tail] if _json(tail) is not None else []  # whole, but for its newline
+    rows = [_json(line) for line in lines]
+    for at, row in enumerate(rows):
         if not fits(row):
-            raise ValueError(f"{path}, line {at}: expected a JSON object with {wanted}, got {line[:60]!r}; "
-                             "mend or remove that line")
-        rows.append(row)
+            raise ValueError(f"{path}, line {at + 1}: expected a JSON object with {wanted}, got {lines[at][:60]!r}; mend or "
+                             "remove that line")
     return sorted(rows, key=itemgetter("step"))
 
 
@@ -92,14 +95,13 @@ def _read_run(run_dir) -> Run:
     """A run folder as a Run; FileNotFoundError or ValueError where there is nothing to report."""
     folder = Path(run_dir)
     if not (folder / "metrics.jsonl").is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it has no metrics.jsonl; "
-                                "give a folder that `python -m minippo train --out` wrote")
+        raise FileNotFoundError(f"{folder} is not a run folder: it has no metrics.jsonl; give a folder that "
+                                "`python -m minippo train --out` wrote")
     metrics = _read_jsonl(folder / "metrics.jsonl", _is_update, 'a "step", a whole number')
     if not metrics:
         raise ValueError(f"{folder / 'metrics.jsonl'} holds no whole update yet; run at least one")
-    config, text = None, (folder / "config.json").read_bytes()
-    with suppress(ValueError, RecursionError):
-        config = json.loads(text)
+    text = (folder / "config.json").read_bytes()
+    config = _json(text)
     if not (isinstance(config, dict) and all(isinstance(config.get(part, {}), dict) for part in ("run", "ppo"))):
         raise ValueError(f"{folder / 'config.json'} is not the config.json of a run: expected a JSON object of settings, got "
                          f"{text[:60]!r}; mend it")
@@ -111,21 +113,15 @@ def _read_run(run_dir) -> Run:
 
 # ---- texts ----
 
-_SIGNS = {"\n": "⏎", "\t": "⇥", "\x7f": "␡"}
+_SIGNS = {**{chr(c): chr(0x2400 + c) for c in range(32)}, "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control and direction characters, halves of pairs, line separators
-_COLOURS = 6  # of runs, in page.css
 _JOINERS = "\u200c\u200d"  # of Cf, too, but emoji and several scripts are written with them
 
 
 def _text(text: str, space: str = " ") -> str:
-    """Any text as HTML that is shown and not obeyed: markup is escaped, what has no sign of its own gets one that can be seen."""
-    def sign(c):
-        if c == " ":
-            return space
-        if c in _SIGNS or c < " ":
-            return _SIGNS.get(c) or chr(0x2400 + ord(c))
-        return repr(c)[1:-1] if unicodedata.category(c) in _HIDDEN and c not in _JOINERS else c
-    return escape("".join(map(sign, text)))
+    """Any text as HTML that is shown and not obeyed: markup is escaped, what cannot be seen becomes a sign that can."""
+    signs = (_SIGNS.get(c) or (repr(c)[1:-1] if unicodedata.category(c) in _HIDDEN and c not in _JOINERS else c) for c in text)
+    return escape("".join(signs).replace(" ", space))
 
 
 def _name(runs: list, at: int) -> str:
@@ -208,15 +204,15 @@ def _chart(runs: list, key: str) -> str:
                   f'<text class="end" x="{_LEFT - 7}" y="{y(t) + 4:.1f}">{number(t, ".4g")}</text>')
     for step in sorted({first, (first + last) // 2, last}):
         marks += f'<text class="mid" x="{x(step):.1f}" y="{_H - 6}">{step:,}</text>'
-    for t in sorted(targets):
-        marks += (f'<path class="target" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
-                  f'<text class="end" x="{_RIGHT}" y="{y(t) - 5:.1f}">target {number(t)}</text>')
     for i, (run, curve) in enumerate(zip(runs, curves)):
         at, value = (series(run.metrics, key) or [(first, None)])[-1]
         dot = "" if value is None else f'<circle cx="{x(at):.1f}" cy="{y(value):.1f}" r="2.6"/>'
         marks += f'<g class="curve r{i % _COLOURS}"><path d="{_path(curve, x, y)}"/>{dot}</g>'
         now += f'<b class="r{i % _COLOURS}" title="{_text(run.name)}">{number(value)}</b>'
         label += f"; {run.name}: last {number(value)}"
+    for t in sorted(targets):
+        marks += (f'<path class="target" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
+                  f'<text class="end" x="{_RIGHT}" y="{y(t) - 5:.1f}">target {number(t)}</text>')
     data = {"box": [_LEFT, _RIGHT, _TOP, _BASE], "steps": [first, last],
             "curves": [[(step, _short(value)) for step, value in curve] for curve in curves]}
     what = escape(metric.what[0].upper() + metric.what[1:])
@@ -417,8 +413,10 @@ def _found(run: Run) -> str:
     return f'<ul>{"".join(f"<li>{_text(line)}</li>" for line in findings(run.metrics, run.config))}</ul>'
 
 
-def _page(runs: list) -> str:
+def _page(runs: list, live: int) -> str:
     """The whole document. Its content policy forbids every request and every script but its own."""
+    again = f'<meta http-equiv="refresh" content="{live}">' if live else ""
+    written = f" · updated at {time.strftime('%H:%M:%S')}, looks again every {live} s while the run goes on" if live else ""
     style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     ours = b64encode(sha256(script.encode()).digest()).decode()
     names, several = [_text(run.name) for run in runs], len(runs) > 1
@@ -429,9 +427,9 @@ def _page(runs: list) -> str:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{ours}'">
-<meta name="color-scheme" content="light dark"><title>{title} · minippo</title><style>{style}</style></head>
+{again}<meta name="color-scheme" content="light dark"><title>{title} · minippo</title><style>{style}</style></head>
 <body{' class="several"' if several else ""}><main>
-<header><p class="eyebrow">minippo run report</p><h1>{heading}</h1>{_heads(runs)}</header>{key}{_tiles(runs)}
+<header><p class="eyebrow">minippo run report{written}</p><h1>{heading}</h1>{_heads(runs)}</header>{key}{_tiles(runs)}
 <section><h2>Findings</h2>{_each(runs, _found)}</section>
 <section><h2>Curves</h2><p class="lead">Under each curve: what a healthy run looks like.</p>
 {_curves(runs)}</section>
@@ -444,10 +442,11 @@ update. The number under a token is its own; · is a space, ⏎ a line end.</p>
 """
 
 
-def write_report(run_dir, *more_dirs, out=None) -> Path:
+def write_report(run_dir, *more_dirs, out=None, live=0) -> Path:
     """Write the report of one run folder, or of several side by side, and return its path.
 
     out: the file to write; by default report.html in the folder, or comparison.html in the first of several.
+    live: of a run that goes on: seconds after which an open page loads itself again; 0, of one that is over: never.
     Raises FileNotFoundError for a folder without metrics or config, ValueError for files that are not a run's, by line.
     """
     folders = [run_dir, *more_dirs]
@@ -455,5 +454,5 @@ def write_report(run_dir, *more_dirs, out=None) -> Path:
     if len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=str(folder)) for run, folder in zip(runs, folders)]
     path = Path(out) if out else Path(run_dir) / ("comparison.html" if more_dirs else "report.html")
-    write_text(path, _page(runs))
+    write_text(path, _page(runs, live))
     return path

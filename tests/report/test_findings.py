@@ -31,7 +31,7 @@ def test_a_healthy_run_gets_one_plain_sentence_with_its_numbers():
     ("Every response reaches the length limit", "updates 3 to 20", {"tokens__at_limit": lambda s: float(s > 2)}),
     ("answers every query alike", "updates 6 to 15): at worst a share of 0.1",
      {"samples__distinct": lambda s: 0.1 if 5 < s < 16 else 0.95}),
-    ("The score has not risen: 0.22 on average of updates 1 to 5, 0.23 of updates 16 to 20; chance alone makes 0.0693", "good from bad?",
+    ("The score has not risen: 0.22 on average of updates 1 to 5, 0.23 of updates 16 to 20; chance alone moves that by 0.0693", "good from bad?",
      {"ppo__mean_scores": lambda s: 0.2 + 0.1 * (s % 2 - 0.4) + 0.03 * (s > 10)}),
     ("The score has fallen: 0.5 on average of updates 1 to 5, 0 of", "16 to 20", {"ppo__mean_scores": lambda s: 0.5 * (s < 9)}),
     ("Entropy collapsed from 2.5 to 0.1", "updates 1 to 20", {"ppo__policy__entropy": lambda s: 2.5 if s < 9 else 0.1}),
@@ -80,7 +80,7 @@ def test_a_run_that_learnt_nothing_is_told_so():
     found = [lines for lines in told if len(lines) == 2]
     assert len(found) > 17
     for score, small in found:
-        assert re.match(r"The score has not risen: \S+ on average of updates 1 to 10, \S+ of updates 91 to 100; chance alone makes 0.", score)
+        assert re.match(r"The score has not risen: \S+ on average of updates 1 to 10, \S+ of updates 91 to 100; chance alone moves that by 0.", score)
         assert small == ("Updates too small (updates 1 to 100): clip fraction 0.0003 on average, KL 0.573 at the end, its target 6; "
                          "raise learning_rate 1.41e-05 or ppo_epochs.")
 
@@ -102,6 +102,8 @@ def test_explained_variance_of_noise_is_said_to_explain_nothing():
     assert line.startswith("Explained variance negative late (mean −0.05") and "the score is noise to them" in line
     (line,) = findings(run_of(ppo__val__var_explained=lambda s: 0.1), CONFIG)
     assert line.startswith("Nothing unusual")
+    (line,) = findings(run_of(ppo__val__var_explained=lambda s: 0.04, ppo__mean_scores=lambda s: s % 2), CONFIG)
+    assert ". To the values it is noise: explained variance 0.04. Read" in line       # what 40 updates of N(0, 1) scores gave
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, 10**400, -1e200])

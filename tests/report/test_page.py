@@ -83,6 +83,15 @@ def test_the_page_fetches_nothing(tmp_path):
     assert any(tag.get("content", "").startswith("default-src 'none'") for _, tag in page.tags)
 
 
+def test_a_page_loads_itself_again_while_the_run_goes_on_and_not_afterwards(tmp_path):
+    run = make_run(tmp_path)
+    page = Page(write_report(run, live=30))
+    assert [tag["content"] for tag in page.having("http-equiv") if tag["http-equiv"] == "refresh"] == ["30"]
+    assert re.search(r"updated at \d\d:\d\d:\d\d, looks again every 30 s while", page.text)
+    page = Page(write_report(run))
+    assert "refresh" not in [tag["http-equiv"] for tag in page.having("http-equiv")] and "updated at" not in page.text
+
+
 def test_texts_are_escaped_and_line_ends_and_spaces_visible(tmp_path):
     """Tokens and samples hold markup, quotes, a line end, a NUL and half a surrogate pair; none becomes markup."""
     odd = TOKENS + ["\x00", "\ud800", "é"]
