@@ -299,7 +299,7 @@ def load_tokenizer(name_or_dir: str | os.PathLike) -> Tokenizer:
     GPT-2's own vocabulary, for the public names and for a folder that has no tokenizer but GPT-2's vocabulary size, comes
     from the Hub (its cache, or a download), else from tiktoken's cache. OSError: missing files; ValueError: broken ones.
     """
-    name, folder = str(name_or_dir), Path(name_or_dir)
+    name, folder = str(name_or_dir), Path(os.path.expanduser(name_or_dir))
     if folder.is_dir():
         return _load_gpt2("openai-community/gpt2") if _gpt2_without_tokenizer(folder) else _load_folder(folder)
     if name in PUBLIC_MODELS or name in {model.repo for model in PUBLIC_MODELS.values()}:

@@ -737,6 +737,18 @@ def test_what_looks_like_a_path_is_said_to_be_a_missing_folder(home, name):
         resolve_model(name, FILES)
 
 
+def test_a_home_that_is_not_there(home, monkeypatch):
+    """~nosuchuser, and a process without HOME whose user the system does not know."""
+    with pytest.raises(FileNotFoundError, match="~nosuchuser/model does not exist"):
+        resolve_model("~nosuchuser/model", FILES)
+    for name in ("HF_HOME", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: (_ for _ in ()).throw(KeyError(number)))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="user/model is not cached"):
+        resolve_model("user/model", FILES)
+
+
 def test_file_or_broken_link_in_place_of_a_folder(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
