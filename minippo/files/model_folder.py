@@ -58,7 +58,8 @@ def part_names(index: Path) -> list[str]:
     content = read_json(index, 2**24)
     names = content.get("weight_map") if isinstance(content, dict) else None
     names = list(names.values()) if isinstance(names, dict) else [None]
-    if bad := [name for name in names if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name, re.ASCII)]:
+    plain = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
+    if bad := [name for name in names if not isinstance(name, str) or not plain.fullmatch(name)]:
         raise ValueError(f"{index}: expected weight_map, an object of tensor -> name of a .safetensors file, got {bad[0]!r:.80}")
     return sorted(set(names))
 

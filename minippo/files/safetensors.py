@@ -78,7 +78,7 @@ def tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
     check(all(type(x) is list and len(x) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in x) for x in (shape, offsets)),
           f"{what}: expected lists of up to 64 whole numbers")            # `type`, since to isinstance True is an int
     check(len(offsets) == 2, f"{what}: expected a begin and an end")
-    check(math.prod(n for n in shape if n) < 2**63, f"{what}: too many elements to count")      # torch counts strides of empty ones, too
+    check(math.prod(n for n in shape if n) < 2**63, f"{what}: too many elements to count")      # strides of an empty one, too
     needed = math.prod(shape) * DTYPES[dtype].itemsize
     check(offsets[1] - offsets[0] == needed, f"{what}: the shape needs {needed} bytes")
     return TensorInfo(DTYPES[dtype], tuple(shape), data_start + offsets[0], data_start + offsets[1])
@@ -91,7 +91,8 @@ def parse(header: bytes, file_size: int) -> tuple[dict[str, TensorInfo], dict[st
     check(isinstance(entries, dict), f"expected a JSON object as header, got {header[:40]!r}")
     metadata = entries.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
-    check(isinstance(metadata, dict) and all(type(text) is str for text in metadata.values()), "__metadata__ is not an object of texts")
+    texts = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
+    check(texts, "__metadata__ is not an object of texts")
     "".join([*entries, *metadata, *metadata.values()]).encode()         # raises where a text is not Unicode
     infos = {name: tensor_info(name, entry, 8 + len(header)) for name, entry in entries.items()}
     infos = dict(sorted(infos.items(), key=lambda item: item[1][2:]))
@@ -118,8 +119,8 @@ def opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, dict[str, Tensor
         except (ValueError, RecursionError) as error:
             # a true header of 640 bytes opens like a pickle; but what is foreign announces a far longer one, all but gzip
             text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower() if length > MAX_HEADER or head[:1] == b"\x1f" else b""
-            kind = next((f"this is {kind}" for start, kind in FOREIGN if text.startswith(start)), f"not a valid safetensors file: {error}")
-            raise SafetensorsError(f"{path}: {kind}") from None
+            problems = [f"this is {kind}" for start, kind in FOREIGN if text.startswith(start)]
+            raise SafetensorsError(f"{path}: {[*problems, f'not a valid safetensors file: {error}'][0]}") from None
         yield file, infos, metadata
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a resumed trainer continues bit for bit, what does not fit is refused before anything changes, and nothing is ever half there."""
+"""Checkpoints: a resumed trainer continues bit for bit; what does not fit is refused before anything changes; nothing is half there."""
 
 import copy
 import json
@@ -403,13 +403,22 @@ FORGERIES = {
         "model", "reference", "extra")}}
 
 
-@pytest.mark.parametrize("name", FORGERIES)
-def test_a_forged_state_is_refused_and_nothing_has_changed(tmp_path, name):
-    """The manifest fits: whoever wrote it computed the hashes anew."""
+@pytest.fixture(scope="module")
+def genuine(tmp_path_factory):
+    """A checkpoint, and another trainer that has made a step of its own; nothing that is refused changes it."""
     saved, trainer = trainer_of(), trainer_of(seed=9)
     run(saved, 1)
     run(trainer, 1)
-    saved.save_checkpoint(tmp_path / "ck")
+    folder = tmp_path_factory.mktemp("genuine") / "ck"
+    saved.save_checkpoint(folder)
+    return folder, trainer
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_state_is_refused_and_nothing_has_changed(genuine, tmp_path, name):
+    """The manifest fits: whoever wrote it computed the hashes anew."""
+    folder, trainer = genuine
+    shutil.copytree(folder, tmp_path / "ck")
     change, message = FORGERIES[name]
     forge(tmp_path / "ck", change)
     refused(trainer, tmp_path / "ck", message)

@@ -348,6 +348,17 @@ def test_a_body_without_end_is_given_up(server, home, monkeypatch):
     assert len(server.requests) == 1 and everything(home) == []
 
 
+def test_a_redirect_with_a_body_without_end_is_followed_at_once(server):
+    def endless(request):
+        send(request, 302, facts(WEIGHTS, Location=f"/user/model/resolve/{COMMIT}/model.safetensors"))
+        for _ in range(1000):
+            request.wfile.write(bytes(2**20))
+            sent.append(1)
+
+    server.faults, sent = [endless], []
+    assert fetch_weights() == WEIGHTS and len(sent) < 1000
+
+
 def test_an_announced_size_beyond_the_bound_is_refused(server, home, monkeypatch):
     monkeypatch.setattr(download, "LARGEST", {".safetensors": 50_000})
     with pytest.raises(OSError, match="51,200 bytes, and such a file may have 50,000"):
