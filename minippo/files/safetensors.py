@@ -10,7 +10,7 @@ hold, no name is used as a path. What is accepted, the safetensors package 0.8.0
 tests/files/test_safetensors.py), but for a size written as -0, which is 0 here. Beyond it, these are refused:
 1. A key twice in one object: the last would silently win, and the format forbids it for names.
 2. An entry with other keys than the three: no writer puts any there.
-3. A header of more than 4 MB or a tensor of more than 64 dimensions: 2 bytes of JSON can take 60 in memory.
+3. A header of more than 8 MB or a tensor of more than 64 dimensions: 2 bytes of JSON can take 60 in memory.
 4. Types that nothing here computes with, such as F8_E4M3.
 Left out: memory mapping (a mapped file that changes, changes the weights), big-endian machines.
 """
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .atomic import new_file
 
-MAX_HEADER = 4_000_000          # bytes; gpt2-xl's header has 60,000
+MAX_HEADER = 8_000_000          # bytes; gpt2-xl's header has 60,000, a checkpoint of it four times that
 # in the package's order; the writer follows it backwards, wide types first, so that all are aligned
 DTYPES = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "F16": torch.float16, "BF16": torch.bfloat16,
           "I32": torch.int32, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}

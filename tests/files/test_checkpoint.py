@@ -397,7 +397,7 @@ FORGERIES = {
     "learning rate NaN": (lambda s, t: s["optimizer"]["param_groups"][0].update(lr=float("nan")), "lr is nan"),
     "betas of texts": (lambda s, t: s["optimizer"]["param_groups"][0].update(betas=("a", "b")), "nothing"),
     "scheduler of other numbers": (lambda s, t: s["lr_scheduler"].pop("last_epoch"), "scheduler's numbers"),
-    "scheduler junk": (lambda s, t: s["lr_scheduler"].update(lr_lambdas=[{"a": 1}, {"b": 2}, {"c": 3}]), "nothing"),
+    "scheduler junk": (lambda s, t: s["lr_scheduler"].update(last_epoch=7, lr_lambdas=[{"a": 1}] * 3), "nothing"),
     **{f"no {key}": (lambda s, t, key=key: s.pop(key), key) for key in
        ("steps_done", "kl_coef", "moments", "optimizer", "optimizer_class", "optimizer_parameters", "lr_scheduler", "scheduler_class",
         "model", "reference", "extra")}}
@@ -478,7 +478,7 @@ def test_amsgrad_without_its_moments_is_refused(tmp_path):
     refused(trainer(True), tmp_path / "ck", "expected tensors .*max_exp_avg_sq")
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adamax", "NAdam", "RAdam", "Rprop", "ASGD", "Adafactor"])
+@pytest.mark.parametrize("optimizer", ["SGD", "RMSprop", "NAdam", "Rprop", "ASGD", "Adafactor"])
 def test_torchs_other_optimizers_come_back(tmp_path, optimizer):
     kind = getattr(torch.optim, optimizer)
     kwargs = {"momentum": 0.9} if optimizer in ("SGD", "RMSprop") else {}
