@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from .atomic import MAX_JSON, TEMPORARY, find_folder, new_folder, read_json, sha256, write_json
 from .model_folder import check_layers, read_config, read_value_head, read_weights, write_model
@@ -96,7 +97,8 @@ def verify_folder(folder: str | os.PathLike) -> dict:
 
 def check_place(folder: Path) -> None:
     """ValueError where something else than a checkpoint of ours lies at `folder`, which saving would replace."""
-    there = {path.name for path in folder.iterdir() if not TEMPORARY.fullmatch(path.name)} - DESKTOP if folder.is_dir() else set()
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    there = {name for name in names if not TEMPORARY.fullmatch(name)} - DESKTOP
     if not there:
         return
     try:
@@ -165,7 +167,7 @@ def load_state(folder: str | os.PathLike, trainer) -> Any:
         reference = {name: tensors[f"ref_model.{name}"] for name in trainer.ref_model.state_dict()}
         check_tensors(trainer, policy, reference, optimizer["state"])
         groups = with_own_settings(trainer, optimizer["param_groups"])
-        load_scheduler(trainer.lr_scheduler, state["lr_scheduler"])         # what it holds can only be tried; after it nothing fails
+        load_scheduler(trainer.lr_scheduler, state["lr_scheduler"])         # can only be tried; after it nothing fails
     except (LookupError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
         raise ValueError(f"{folder} is no checkpoint that this version reads ({error!r}); nothing was loaded") from error
     except ValueError as error:
@@ -194,8 +196,11 @@ def load_scheduler(scheduler, state: dict | None) -> None:
 
 
 def with_own_settings(trainer, saved: list[dict]) -> list[dict]:
-    """The optimizer's groups of a checkpoint, with the settings of this trainer's: what its constructor takes is a setting, what it
-    keeps there besides is state (torch's own keep nothing, schedule-free ones their counts)."""
+    """The optimizer's groups of a checkpoint, with this trainer's settings.
+
+    What the optimizer's constructor takes is a setting, what it keeps in its groups besides is state: torch's own keep nothing
+    there, schedule-free ones their counts.
+    """
     settings = {"params", *inspect.signature(type(trainer.optimizer)).parameters}
     settings -= set(SCHEDULED) if trainer.lr_scheduler is not None else set()
     own = trainer.optimizer.state_dict()["param_groups"]
@@ -234,17 +239,18 @@ def compare(trainer, state: dict) -> None:
         pairs["the optimizer's parameters"] = (sorted(saved - own)[:3] or "the others in other groups", sorted(own - saved)[:3])
     for what, (saved, own) in pairs.items():
         if saved != own:
-            raise ValueError(f"{what}: {saved} in the checkpoint, {own} in this trainer; build it with the model (sizes and frozen "
-                             "parameters), optimizer and lr_scheduler that were saved")
+            raise ValueError(f"{what}: {saved} in the checkpoint, {own} in this trainer; build it with the model (sizes and "
+                             "frozen parameters), optimizer and lr_scheduler that were saved")
 
 
 def check_tensors(trainer, policy: dict, reference: dict, moments: dict) -> None:
     """ValueError for tensors that are missing, misshapen, of another type or not finite: fused Adam reads what it is told to."""
     wanted = {f"the policy's {name}": (policy[name], p.shape, p.dtype) for name, p in trainer.model.state_dict().items()}
-    wanted |= {f"the reference's {name}": (reference[name], p.shape, p.dtype) for name, p in trainer.ref_model.state_dict().items()}
+    wanted |= {f"the reference's {name}": (reference[name], p.shape, p.dtype)
+               for name, p in trainer.ref_model.state_dict().items()}
     optimizer = trainer.optimizer
     parameters = dict(enumerate((p, group) for group in optimizer.param_groups for p in group["params"]))
-    torchs = tuple(kind for kind in vars(torch.optim).values() if isinstance(kind, type) and kind is not torch.optim.Optimizer)
+    torchs = tuple(kind for kind in vars(torch.optim).values() if isinstance(kind, type) and kind is not Optimizer)
     for i, slot in moments.items():
         p, group = parameters[i]
         if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):

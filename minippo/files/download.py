@@ -30,7 +30,7 @@ class Retry(Exception):
 
 
 def say(text: str, end: str = "\n") -> None:
-    """A line on stderr, where a carriage return at its end is for terminals only. One that is closed, full or not there ends nothing."""
+    """A line on stderr, also where that is closed, full or not there; with a carriage return at its end for terminals only."""
     try:
         if end == "\n" or sys.stderr.isatty():
             sys.stderr.write(text + end)
@@ -56,6 +56,7 @@ def request(url: str, position: int, token: str):
 
         def redirect_request(self, old, answer, code, message, answered, to):
             note(old.full_url, answered)
+            answer.close()                      # urllib would read its body first, however long
             if urlsplit(to).scheme not in ("http", "https"):
                 raise urllib.error.HTTPError(to, code, "a redirect away from HTTP", answered, answer)
             new = super().redirect_request(old, answer, code, message, answered, to)
@@ -108,7 +109,7 @@ def receive(response, facts: dict, temp: Path, size: int | None, label: str, sta
             if max(done, size or 0) > most:
                 raise OSError(f"{response.url}: {max(done, size or 0):,} bytes, and such a file may have {most:,}; gave up")
             if done < SLOWEST * (time.monotonic() - started - GRACE):
-                raise ConnectionError(f"{response.url}: {done:,} bytes since the start, less than {SLOWEST:,} a second; gave up")
+                raise ConnectionError(f"{response.url}: {done:,} bytes so far, less than {SLOWEST:,} a second; gave up")
             out.write(chunk)
             if time.monotonic() > shown + 0.2:
                 shown = time.monotonic()

@@ -98,7 +98,8 @@ def hf_home() -> Path:
 
 
 def storage_of(repo: str) -> Path:
-    return env_path("HF_HUB_CACHE", env_path("HUGGINGFACE_HUB_CACHE", hf_home() / "hub")) / ("models--" + repo.replace("/", "--"))
+    cache = env_path("HF_HUB_CACHE", env_path("HUGGINGFACE_HUB_CACHE", hf_home() / "hub"))
+    return cache / ("models--" + repo.replace("/", "--"))
 
 
 def stored_token() -> str:
@@ -108,7 +109,8 @@ def stored_token() -> str:
 
 
 def offline() -> bool:
-    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(switch.upper() in ("1", "ON", "YES", "TRUE") for switch in switches)
 
 
 # --- what is on the disk already ------------------------------------------------------------------------------------
@@ -239,7 +241,8 @@ def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional
     if snapshot is None:
         return download(storage_of(model.repo), model, files, optional)
     storage, commit = snapshot.parent.parent, snapshot.name
-    lacking = [name for name in optional if not (snapshot / name).is_file() and not (storage / ".no_exist" / commit / name).exists()]
+    absent = storage / ".no_exist" / commit
+    lacking = [name for name in optional if not (snapshot / name).is_file() and not (absent / name).exists()]
     if lacking and not offline():
         try:
             download(storage, HubModel(model.repo, commit, model.files if commit == model.revision else {}), (), lacking)

@@ -37,9 +37,9 @@ UNCHANGEABLE = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale
 
 def find_model(name_or_dir: str | os.PathLike) -> Path:
     """The folder of a public model or a model folder, downloaded where it must be."""
-    name = str(name_or_dir)
+    name, optional = str(name_or_dir), ("generation_config.json", VALUE_HEAD)       # the first for transformers, in the same cache
     try:
-        return resolve_model(name, ("config.json", WEIGHTS), optional=(VALUE_HEAD,))
+        return resolve_model(name, ("config.json", WEIGHTS), optional)
     except FileNotFoundError as error:
         try:
             parts = part_names(resolve_model(name, ("config.json", INDEX)) / INDEX)
@@ -50,7 +50,7 @@ pytorch_model.bin is a pickle, which can run any code, and is never opened here.
     from transformers import AutoModelForCausalLM
     AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained({name!r}, safe_serialization=True)""") from None
             raise error from None
-    return resolve_model(name, ("config.json", INDEX, *parts), optional=(VALUE_HEAD,))
+    return resolve_model(name, ("config.json", INDEX, *parts), optional)
 
 
 def part_names(index: Path) -> list[str]:
@@ -58,7 +58,8 @@ def part_names(index: Path) -> list[str]:
     content = read_json(index, 2**24)
     names = content.get("weight_map") if isinstance(content, dict) else None
     names = list(names.values()) if isinstance(names, dict) else [None]
-    if bad := [name for name in names if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name, re.ASCII)]:
+    plain = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
+    if bad := [name for name in names if not isinstance(name, str) or not plain.fullmatch(name)]:
         raise ValueError(f"{index}: expected weight_map, an object of tensor -> name of a .safetensors file, got {bad[0]!r:.80}")
     return sorted(set(names))
 

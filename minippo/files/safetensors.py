@@ -10,7 +10,7 @@ hold, no name is used as a path. What is accepted, the safetensors package 0.8.0
 tests/files/test_safetensors.py), but for a size written as -0, which is 0 here. Beyond it, these are refused:
 1. A key twice in one object: the last would silently win, and the format forbids it for names.
 2. An entry with other keys than the three: no writer puts any there.
-3. A header of more than 4 MB or a tensor of more than 64 dimensions: 2 bytes of JSON can take 60 in memory.
+3. A header of more than 8 MB or a tensor of more than 64 dimensions: 2 bytes of JSON can take 60 in memory.
 4. Types that nothing here computes with, such as F8_E4M3.
 Left out: memory mapping (a mapped file that changes, changes the weights), big-endian machines.
 """
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .atomic import new_file
 
-MAX_HEADER = 4_000_000          # bytes; gpt2-xl's header has 60,000
+MAX_HEADER = 8_000_000          # bytes; gpt2-xl's header has 60,000, a checkpoint of it four times that
 # in the package's order; the writer follows it backwards, wide types first, so that all are aligned
 DTYPES = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "F16": torch.float16, "BF16": torch.bfloat16,
           "I32": torch.int32, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
@@ -78,7 +78,7 @@ def tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
     check(all(type(x) is list and len(x) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in x) for x in (shape, offsets)),
           f"{what}: expected lists of up to 64 whole numbers")            # `type`, since to isinstance True is an int
     check(len(offsets) == 2, f"{what}: expected a begin and an end")
-    check(math.prod(n for n in shape if n) < 2**63, f"{what}: too many elements to count")      # torch counts strides of empty ones, too
+    check(math.prod(n for n in shape if n) < 2**63, f"{what}: too many elements to count")      # strides of an empty one, too
     needed = math.prod(shape) * DTYPES[dtype].itemsize
     check(offsets[1] - offsets[0] == needed, f"{what}: the shape needs {needed} bytes")
     return TensorInfo(DTYPES[dtype], tuple(shape), data_start + offsets[0], data_start + offsets[1])
@@ -91,7 +91,8 @@ def parse(header: bytes, file_size: int) -> tuple[dict[str, TensorInfo], dict[st
     check(isinstance(entries, dict), f"expected a JSON object as header, got {header[:40]!r}")
     metadata = entries.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
-    check(isinstance(metadata, dict) and all(type(text) is str for text in metadata.values()), "__metadata__ is not an object of texts")
+    texts = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
+    check(texts, "__metadata__ is not an object of texts")
     "".join([*entries, *metadata, *metadata.values()]).encode()         # raises where a text is not Unicode
     infos = {name: tensor_info(name, entry, 8 + len(header)) for name, entry in entries.items()}
     infos = dict(sorted(infos.items(), key=lambda item: item[1][2:]))
@@ -118,8 +119,8 @@ def opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, dict[str, Tensor
         except (ValueError, RecursionError) as error:
             # a true header of 640 bytes opens like a pickle; but what is foreign announces a far longer one, all but gzip
             text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower() if length > MAX_HEADER or head[:1] == b"\x1f" else b""
-            kind = next((f"this is {kind}" for start, kind in FOREIGN if text.startswith(start)), f"not a valid safetensors file: {error}")
-            raise SafetensorsError(f"{path}: {kind}") from None
+            problems = [f"this is {kind}" for start, kind in FOREIGN if text.startswith(start)]
+            raise SafetensorsError(f"{path}: {[*problems, f'not a valid safetensors file: {error}'][0]}") from None
         yield file, infos, metadata
 
 

@@ -126,8 +126,8 @@ def _check_complete(vocab: dict[str, int], tokens: dict[str, bytes], added: dict
     for token in sorted(vocab.keys() - tokens.keys() - added.keys() - {EOS}, key=vocab.get):
         for i in range(1, len(token)):
             if token[:i] in tokens and token[i:] in tokens:
-                raise ValueError(f"merges.txt has {len(tokens) - len(ALPHABET)} merges, and none makes {token!r} of vocab.json, say of "
-                                 f"{token[:i]!r} and {token[i:]!r}: the file is cut off, or belongs to another vocabulary; fetch it again")
+                raise ValueError(f"merges.txt has {len(tokens) - len(ALPHABET)} merges, and none makes {token!r} of vocab.json, "
+                                 f"say of {token[:i]!r} and {token[i:]!r}: the file is cut off, or of another vocabulary; fetch it again")
 
 
 class Tokenizer:
@@ -136,8 +136,9 @@ class Tokenizer:
     vocab: token -> id, as in vocab.json: the 256 bytes, what the merges make and <|endoftext|>, under the ids 0 to V - 1
     in any order. There may be other tokens, which can be decoded, but which no text is encoded to.
     merges: "left right", as in merges.txt, in the order in which they were learnt.
-    added: text -> (id, whether it is special) of tokens that somebody added, such as a pad: in vocab.json, too, or with the ids from V
-    on. They count in vocab_size and are decoded; in a text they are ordinary text, as <|endoftext|> is, so that no text can end another.
+    added: text -> (id, whether it is special) of tokens that somebody added, such as a pad: in vocab.json, too, or with the ids
+    from V on. They count in vocab_size and are decoded; in a text they are ordinary text, as <|endoftext|> is, so that no text
+    can end another.
     ValueError names the file, and in merges.txt the line.
     """
 
@@ -146,9 +147,9 @@ class Tokenizer:
         tokens, added = _mergeable_tokens(vocab, merges), added or {}
         _check_complete(vocab, tokens, added)
         beyond = sorted((i, text) for text, (i, _) in added.items() if vocab.get(text) != i)
-        if [i for i, _ in beyond] != list(range(len(vocab), len(vocab) + len(beyond))) or any(text in vocab for _, text in beyond):
-            raise ValueError(f"added tokens: expected those that vocab.json has not, with the ids from {len(vocab)} on without a hole, "
-                             f"got {beyond!r:.80}")
+        if any(i != len(vocab) + n or text in vocab for n, (i, text) in enumerate(beyond)):
+            raise ValueError(f"added tokens: expected those that vocab.json has not, with the ids from {len(vocab)} on without a "
+                             f"hole, got {beyond!r:.80}")
         self.vocab_size = len(vocab) + len(beyond)
         self.eos_token_id = self.bos_token_id = vocab[EOS]
         self._vocab, self._merges, self._added = vocab, merges, added
@@ -228,7 +229,8 @@ def _read_added(folder: Path) -> dict[str, tuple[int, bool]]:
             if file == "added_tokens.json":
                 found = [(text, i, False) for text, i in content.items()]
             elif file == "tokenizer_config.json":
-                found = [(x["content"], int(i), bool(x.get("special"))) for i, x in (content.get("added_tokens_decoder") or {}).items()]
+                listed = content.get("added_tokens_decoder") or {}
+                found = [(x["content"], int(i), bool(x.get("special"))) for i, x in listed.items()]
             else:
                 found = [(x["content"], x["id"], bool(x.get("special"))) for x in content.get("added_tokens") or []]
             if not all(type(text) is str and type(i) is int for text, i, _ in found):
@@ -299,7 +301,7 @@ def load_tokenizer(name_or_dir: str | os.PathLike) -> Tokenizer:
     GPT-2's own vocabulary, for the public names and for a folder that has no tokenizer but GPT-2's vocabulary size, comes
     from the Hub (its cache, or a download), else from tiktoken's cache. OSError: missing files; ValueError: broken ones.
     """
-    name, folder = str(name_or_dir), Path(name_or_dir)
+    name, folder = str(name_or_dir), Path(os.path.expanduser(name_or_dir))
     if folder.is_dir():
         return _load_gpt2("openai-community/gpt2") if _gpt2_without_tokenizer(folder) else _load_folder(folder)
     if name in PUBLIC_MODELS or name in {model.repo for model in PUBLIC_MODELS.values()}:

@@ -1,4 +1,4 @@
-"""Checkpoints: a resumed trainer continues bit for bit, what does not fit is refused before anything changes, and nothing is ever half there."""
+"""Checkpoints: a resumed trainer continues bit for bit; what does not fit is refused before anything changes; nothing is half there."""
 
 import copy
 import json
@@ -397,19 +397,28 @@ FORGERIES = {
     "learning rate NaN": (lambda s, t: s["optimizer"]["param_groups"][0].update(lr=float("nan")), "lr is nan"),
     "betas of texts": (lambda s, t: s["optimizer"]["param_groups"][0].update(betas=("a", "b")), "nothing"),
     "scheduler of other numbers": (lambda s, t: s["lr_scheduler"].pop("last_epoch"), "scheduler's numbers"),
-    "scheduler junk": (lambda s, t: s["lr_scheduler"].update(lr_lambdas=[{"a": 1}, {"b": 2}, {"c": 3}]), "nothing"),
+    "scheduler junk": (lambda s, t: s["lr_scheduler"].update(last_epoch=7, lr_lambdas=[{"a": 1}] * 3), "nothing"),
     **{f"no {key}": (lambda s, t, key=key: s.pop(key), key) for key in
        ("steps_done", "kl_coef", "moments", "optimizer", "optimizer_class", "optimizer_parameters", "lr_scheduler", "scheduler_class",
         "model", "reference", "extra")}}
 
 
-@pytest.mark.parametrize("name", FORGERIES)
-def test_a_forged_state_is_refused_and_nothing_has_changed(tmp_path, name):
-    """The manifest fits: whoever wrote it computed the hashes anew."""
+@pytest.fixture(scope="module")
+def genuine(tmp_path_factory):
+    """A checkpoint, and another trainer that has made a step of its own; nothing that is refused changes it."""
     saved, trainer = trainer_of(), trainer_of(seed=9)
     run(saved, 1)
     run(trainer, 1)
-    saved.save_checkpoint(tmp_path / "ck")
+    folder = tmp_path_factory.mktemp("genuine") / "ck"
+    saved.save_checkpoint(folder)
+    return folder, trainer
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forged_state_is_refused_and_nothing_has_changed(genuine, tmp_path, name):
+    """The manifest fits: whoever wrote it computed the hashes anew."""
+    folder, trainer = genuine
+    shutil.copytree(folder, tmp_path / "ck")
     change, message = FORGERIES[name]
     forge(tmp_path / "ck", change)
     refused(trainer, tmp_path / "ck", message)
@@ -469,7 +478,7 @@ def test_amsgrad_without_its_moments_is_refused(tmp_path):
     refused(trainer(True), tmp_path / "ck", "expected tensors .*max_exp_avg_sq")
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adamax", "NAdam", "RAdam", "Rprop", "ASGD", "Adafactor"])
+@pytest.mark.parametrize("optimizer", ["SGD", "RMSprop", "NAdam", "Rprop", "ASGD", "Adafactor"])
 def test_torchs_other_optimizers_come_back(tmp_path, optimizer):
     kind = getattr(torch.optim, optimizer)
     kwargs = {"momentum": 0.9} if optimizer in ("SGD", "RMSprop") else {}

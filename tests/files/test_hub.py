@@ -348,6 +348,17 @@ def test_a_body_without_end_is_given_up(server, home, monkeypatch):
     assert len(server.requests) == 1 and everything(home) == []
 
 
+def test_a_redirect_with_a_body_without_end_is_followed_at_once(server):
+    def endless(request):
+        send(request, 302, facts(WEIGHTS, Location=f"/user/model/resolve/{COMMIT}/model.safetensors"))
+        for _ in range(1000):
+            request.wfile.write(bytes(2**20))
+            sent.append(1)
+
+    server.faults, sent = [endless], []
+    assert fetch_weights() == WEIGHTS and len(sent) < 1000
+
+
 def test_an_announced_size_beyond_the_bound_is_refused(server, home, monkeypatch):
     monkeypatch.setattr(download, "LARGEST", {".safetensors": 50_000})
     with pytest.raises(OSError, match="51,200 bytes, and such a file may have 50,000"):
@@ -735,6 +746,18 @@ def test_local_folder_comes_first_and_must_hold_the_files(home, tmp_path, monkey
 def test_what_looks_like_a_path_is_said_to_be_a_missing_folder(home, name):
     with pytest.raises(FileNotFoundError, match="does not exist: expected a folder with config.json, model"):
         resolve_model(name, FILES)
+
+
+def test_a_home_that_is_not_there(home, monkeypatch):
+    """~nosuchuser, and a process without HOME whose user the system does not know."""
+    with pytest.raises(FileNotFoundError, match="~nosuchuser/model does not exist"):
+        resolve_model("~nosuchuser/model", FILES)
+    for name in ("HF_HOME", "HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: (_ for _ in ()).throw(KeyError(number)))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="user/model is not cached"):
+        resolve_model("user/model", FILES)
 
 
 def test_file_or_broken_link_in_place_of_a_folder(home, tmp_path, monkeypatch):
