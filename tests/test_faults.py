@@ -18,7 +18,7 @@ from minippo import __main__ as cli
 from minippo.files.checkpoint import verify_folder
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
-from minippo.training.run import newest_checkpoint
+from minippo.training.run_folder import newest_checkpoint
 from minippo.files.safetensors import read_safetensors, write_safetensors
 from minippo.files.tokenizer import EOS, train_bpe
 from test_run import forked, start, status_of, write_model

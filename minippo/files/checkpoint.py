@@ -116,7 +116,7 @@ def save_state(folder: str | os.PathLike, trainer, extra: dict | None = None) ->
     tensors = {"generator": trainer.generator.get_state()}
     tensors |= {f"ref_model.{name}": value for name, value in trainer.ref_model.state_dict().items()}
     scheduler, model = trainer.lr_scheduler, trainer.model
-    state = {"config": asdict(trainer.config), "model": asdict(model.config), "torch": torch.__version__,
+    state = {"config": asdict(trainer.config), "model": asdict(model.config), "torch": str(torch.__version__),
              "steps_done": trainer.steps_done, "kl_coef": trainer.kl_controller.value, "moments": vars(trainer.moments),
              "optimizer_class": type(trainer.optimizer).__name__, "optimizer_parameters": group_names(trainer),
              "optimizer": trainer.optimizer.state_dict(), "lr_scheduler": scheduler and scheduler.state_dict(), "extra": extra or {}}

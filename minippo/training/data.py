@@ -4,14 +4,20 @@ The built-in corpus is what the demo learns from, so that it needs no download. 
 for this project makes short film reviews; `true_score` labels them, from the text alone. All names
 in it are invented.
 
-Fifty reviews:  python -c "from minippo.data import *; print(*make_reviews(50, seed=0), sep='\n')"
+Fifty reviews:  python -c "from minippo.training.data import *; print(*make_reviews(50, seed=0), sep='\n')"
 """
 
 import json
 import random
 import re
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
+
+LARGEST = 2**28         # bytes of a file of texts: beyond, it is no such file (/dev/zero never ends)
 
 
 class Pair(NamedTuple):
@@ -29,14 +35,23 @@ class Review(NamedTuple):
 
 # --- files ----------------------------------------------------------------------------------------
 
-def _lines(path):
-    """Return [("file, line 3", text)] of the lines that are not blank.
+def read_bytes(path: str | Path) -> bytes:
+    """Read a file, or a pipe, which can be read once only; ValueError beyond LARGEST bytes."""
+    with open(Path(path).expanduser(), "rb") as file:
+        raw = file.read(LARGEST + 1)
+    if len(raw) > LARGEST:
+        raise ValueError(f"{path} has more than {LARGEST // 2**20} MiB, the limit; give a part of it")
+    return raw
+
+
+def _lines(path, raw=None):
+    """Return [("file, line 3", text)] of the lines that are not blank. raw: what is in the file.
 
     UTF-8, with or without a byte order mark; what is not UTF-8 is taken for ISO-8859-1, read as its
     superset cp1252, as browsers do. Only "\n" ends a line: str.splitlines also cuts at U+0085 and
     U+2028, in the middle of a sentence.
     """
-    raw = Path(path).read_bytes()
+    raw = read_bytes(path) if raw is None else raw
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -49,10 +64,10 @@ def _lines(path):
     return [(where, line) for where, line in lines if line]
 
 
-def _records(path):
+def _records(path, raw=None):
     """Return [("file, line 3", dict)] of a file with one JSON object a line."""
     records = []
-    for where, line in _lines(path):
+    for where, line in _lines(path, raw):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -83,17 +98,19 @@ def _label(record, where):
     return int(label)
 
 
-def load_prompts(path: str | Path) -> list[str]:
+def load_prompts(path: str | Path, raw: bytes | None = None) -> list[str]:
     """Read prompts: text with one a line, or .jsonl objects with "query", "prompt" or "text".
+
+    raw: what read_bytes read of it, for a pipe.
 
     Blank lines are skipped, and lines of text lose the white space around them (a space at the end
     would be a token of its own); strings in .jsonl stay as they are.
     """
     if Path(path).suffix.lower().startswith(".json"):
         names = ("query", "prompt", "text")
-        prompts = [_field(record, names, where) for where, record in _records(path)]
+        prompts = [_field(record, names, where) for where, record in _records(path, raw)]
     else:
-        prompts = [line for _, line in _lines(path)]
+        prompts = [line for _, line in _lines(path, raw)]
     if not prompts:
         raise ValueError(f"{path}: no prompts in it; wanted one a line")
     return prompts
@@ -134,6 +151,36 @@ def load_labelled(paths: str | Path | list[str | Path]) -> list[tuple[str, int]]
         names = " and ".join(str(file) for file in files)
         raise ValueError(f"{names}: {good} good and {len(labelled) - good} bad texts; wanted both")
     return labelled
+
+
+# --- texts to train on, and texts of tokens -------------------------------------------------------
+
+def split(examples: Sequence, share: float, generator: torch.Generator) -> tuple[list, list]:
+    """Shuffle and part: (training, held out). No copy of a held-out example is trained on."""
+    order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
+    count = max(1, round(share * len(order))) if share else 0
+    held_out = order[:count]
+    seen = set(held_out)
+    training = [example for example in order[count:] if example not in seen]
+    if not training:
+        raise ValueError(f"{len(examples)} examples, {len(set(examples))} of them distinct, are too "
+                         f"few to hold out {share:.0%}: give more of them, or set held_out to 0")
+    return training, held_out
+
+
+def check_vocabulary(tokenizer, vocab_size: int, model: str) -> None:
+    """ValueError for a tokenizer with more tokens than the model. Fewer are right: some pad."""
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(f"{model}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
+                         f"{vocab_size}; give a folder whose two belong together")
+
+
+def text_of(tokenizer, tokens, skip_special_tokens: bool = False) -> str:
+    """Return the text of token ids; those of a padded vocabulary, which have none, become U+FFFD."""
+    ids = tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens
+    runs = groupby(ids, key=lambda i: i < tokenizer.vocab_size)
+    return "".join(tokenizer.decode(list(run), skip_special_tokens) if known else "\ufffd" * len([*run])
+                   for known, run in runs)
 
 
 # --- the built-in reviews: the grammar ------------------------------------------------------------

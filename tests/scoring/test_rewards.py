@@ -174,7 +174,7 @@ def test_a_weighted_sum_by_hand(parse):
 
 
 def test_a_sum_that_overflows_is_refused(parse):
-    huge = Reward([(1e300, "mine", lambda queries, responses: [1e300])])
+    huge = Reward([(1e300, "mine", lambda queries, responses: [1e30])])
     with pytest.raises(RewardError, match="mine, query 'q': expected a finite number, got float inf"):
         huge(["q"], ["r"])
 

@@ -20,7 +20,8 @@ from minippo.training.data import review_queries
 from minippo.training.demo import DemoConfig, measure, plan_ppo, run_demo, run_stages
 from minippo.policy import GPT2WithValueHead
 from minippo.scoring.reward_model import RewardModel
-from minippo.training.run import Result, newest_checkpoint
+from minippo.training.run import Result
+from minippo.training.run_folder import newest_checkpoint
 
 # three optimizer steps a stage: it writes noise, but all that the demo does happens
 INSTANT = dict(width=32, reviews=200, pretrain_steps=3, pairs=30, steps=2, batch_size=4, device="cpu")

@@ -1,0 +1,34 @@
+"""The followed responses of a run, evaluated again under the policy as it is now: how each of their tokens is seen while it learns."""
+
+from __future__ import annotations
+
+import torch
+
+from ..files.tokenizer import Tokenizer
+from ..ppo import PPOTrainer, compute_advantages, compute_rewards
+from .data import text_of
+
+
+def traces(trainer: PPOTrainer, tokenizer: Tokenizer, followed: list[dict], step: int) -> list[dict]:
+    """A record for each followed response, with every number that each of its tokens meets in PPO.
+
+    followed: {"query": token ids, "response": token ids, "score": a number}, as RunState has them.
+    """
+    if not followed:
+        return []
+    config = trainer.config
+    queries, responses = ([torch.tensor(pair[name]) for pair in followed] for name in ("query", "response"))
+    rollout = trainer.rollout(queries, responses, [[row] for row in range(len(followed))])
+    rewards, _, kl = compute_rewards([pair["score"] for pair in followed], rollout.logprobs, rollout.ref_logprobs,
+                                     rollout.mask, trainer.kl_controller.value, config.kl_penalty, rollout.full_kl)
+    advantages, returns = compute_advantages(rollout.values, rewards, rollout.mask, config.gamma, config.lam)
+    columns = {"logprob": rollout.logprobs, "ref_logprob": rollout.ref_logprobs, "kl": kl, "reward": rewards,
+               "value": rollout.values, "advantage": advantages, "return": returns}
+    records = []
+    for row, pair in enumerate(followed):
+        n = len(pair["response"])
+        trace = {"token": [text_of(tokenizer, [token]) for token in pair["response"]]}
+        trace |= {name: [round(x, 6) for x in column[row, :n].tolist()] for name, column in columns.items()}
+        records.append({"step": step, "follow": row, "query": text_of(tokenizer, pair["query"]),
+                        "response": text_of(tokenizer, pair["response"], True), "score": pair["score"], "trace": trace})
+    return records
