@@ -6,7 +6,6 @@ report. The exit code is 0 when all hold.
 
 from __future__ import annotations
 
-import resource
 import sys
 import tempfile
 import time
@@ -14,6 +13,11 @@ from typing import Iterator, NamedTuple
 
 import torch
 from torch import Tensor
+
+try:
+    import resource
+except ImportError:                     # Windows
+    resource = None
 
 from . import ppo
 from .gpt2 import GPT2Config, KVCache
@@ -122,9 +126,11 @@ def check_greedy(model: GPT2WithValueHead) -> Row:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak memory so far, in MB: of the GPU, or of the process."""
+    """Peak memory so far, in MB: of the GPU, or of the process; nan where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    if resource is None:
+        return float("nan")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 

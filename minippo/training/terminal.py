@@ -51,6 +51,7 @@ def protect() -> None:
     for _ in range(3):
         if (number := os.open(os.devnull, os.O_RDWR)) > 2:              # the lowest that is free
             os.close(number)
+    sys.stdin = sys.stdin or open(os.devnull)
     sys.stdout, sys.stderr = (Stream(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))
 
 

@@ -103,7 +103,7 @@ def test_it_ends_with_the_same_openings_side_by_side_the_numbers_and_the_report(
 
 
 def test_noise_cannot_steer_the_terminal(instant):
-    """A policy that has learnt nothing writes bytes such as BEL and ESC; they are printed as question marks."""
+    """A policy that has learnt nothing writes bytes such as BEL and ESC; they are printed as escapes."""
     assert all(char.isprintable() or char == "\n" for char in table(instant[1]))
 
 
@@ -148,7 +148,7 @@ def test_an_interrupted_demo_continues_to_the_same_bits(instant, tmp_path, monke
 
 
 def test_a_signal_during_ppo_is_the_exit_status(instant, monkeypatch):
-    monkeypatch.setattr(demo, "train", lambda run, ppo, resume: Result(130, 1, None))
+    monkeypatch.setattr(demo, "train", lambda run, ppo, resume, score_fn: Result(130, 1, None))
     status, printed = run(instant[0], **INSTANT)
     assert status == 130 and "the same command continues" in printed and "BEFORE" not in printed
 
