@@ -22,14 +22,14 @@ from minippo.files.checkpoint import verify_folder
 from minippo.gpt2 import GPT2Config
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
-from minippo.scoring.rewards import RewardError, StopRun
+from minippo.scoring.rewards import Reward, RewardError, StopRun
 from minippo.training import batch as batch_module
 from minippo.training import run_folder
 from minippo.training.config import RunConfig, differences
 from minippo.training.run import train
 from minippo.training.run_folder import lock
 from minippo.files.safetensors import read_safetensors
-from minippo.files.tokenizer import train_bpe
+from minippo.files.tokenizer import load_tokenizer, train_bpe
 
 REVIEWS = ["the film is a joy", "the film is a bore", "this story is dull and long", "a dog and a boat", "it is fun",
            "a long dull evening", "joy and fun for all", "the boat is the star"]
@@ -415,6 +415,30 @@ def test_what_does_not_reach_the_computation_may_change(base, tmp_path):
         start(base, tmp_path / "b", resume=True, steps=2, lr_schedule="constant", prompts=str(tmp_path / "same.txt"))
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_more_updates_need_no_permission(base, tmp_path, schedule, capsys):
+    """Under a schedule there is a warning: update 3 of 4 comes at another rate than update 3 of 3 would."""
+    start(base, tmp_path, steps=2, warmup=0, lr_schedule=schedule)
+    assert start(base, tmp_path, steps=4, warmup=0, lr_schedule=schedule, resume=True).steps_done == 4
+    rates = [line["ppo/learning_rate"] for line in lines(tmp_path / "metrics.jsonl")]
+    wanted = {"constant": [0.01] * 4, "linear": [0.01, 0.005, 0.005, 0.0025], "cosine": [0.01, 0.005, 0.005, 0.01 * (0.5 - 0.5**1.5)]}
+    assert rates == pytest.approx(wanted[schedule])
+    warned = "changed: steps: 2 -> 4; the learning rate now falls to 0 at the new end" in capsys.readouterr().err
+    assert warned == (schedule != "constant")
+
+
+def test_prompts_from_a_pipe_are_read_once(base, tmp_path):
+    reading, writing = os.pipe()
+    os.write(writing, b"the film\na dog\n")
+    os.close(writing)
+    start(base, tmp_path / "a", prompts=f"/dev/fd/{reading}", steps=1)
+    os.close(reading)
+    (tmp_path / "same.txt").write_bytes(b"the film\na dog\n")
+    start(base, tmp_path / "b", prompts=str(tmp_path / "same.txt"), steps=1)
+    records = [json.loads((tmp_path / name / "config.json").read_text())["prompts_sha256"] for name in "ab"]
+    assert records[0] == records[1] and history(tmp_path / "a") == history(tmp_path / "b")
+
+
 def test_another_torch_or_number_of_threads_is_a_difference(base):
     record = json.loads((base / "reference" / "config.json").read_text())
     changed = differences(record, record | {"torch": "9", "threads": 7})
@@ -463,18 +487,31 @@ def test_prompts_that_do_not_fit_the_model_are_refused(base, tmp_path):
 
 # --- signals --------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_finishes_the_update_saves_and_is_reported(base, tmp_path, signum, status):
     def send_in_update_2(queries, responses):
         send_in_update_2.calls += 1
         if send_in_update_2.calls == 2:
-            os.kill(os.getpid(), signum)
+            for _ in range(1 + (signum == signal.SIGHUP)):                             # a shell and the kernel send that one both
+                os.kill(os.getpid(), signum)
         return [0.0] * len(queries)
     send_in_update_2.calls = 0
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert start(base, tmp_path, score_fn=send_in_update_2, save_every=10) == (status, 2, tmp_path / "checkpoint-000002")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert len(lines(tmp_path / "metrics.jsonl")) == 2 and (tmp_path / "report.html").exists()
+
+
+def test_a_run_without_a_terminal_to_lose_ignores_its_end(base, tmp_path, monkeypatch):
+    """nohup ignores SIGHUP, and so it stays."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        hang_up = lambda queries, responses: os.kill(os.getpid(), signal.SIGHUP) or [0.0] * len(queries)        # noqa: E731
+        assert start(base, tmp_path / "a", score_fn=hang_up, steps=2).steps_done == 2
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    monkeypatch.delattr(signal, "SIGHUP")                                              # Windows
+    assert start(base, tmp_path / "b", steps=1).steps_done == 1
 
 
 def test_a_run_outside_the_main_thread_leaves_signals_alone(base, tmp_path):
@@ -487,10 +524,22 @@ def test_a_run_outside_the_main_thread_leaves_signals_alone(base, tmp_path):
 
 # --- rewards --------------------------------------------------------------------------------------
 
+class Nonsense(BaseException):
+    pass
+
+
+def raising(error):
+    raise error
+
+
 @pytest.mark.parametrize("fault, message", [
     (lambda queries: 1 / 0, "update 3: reward my_reward raised ZeroDivisionError: .*first query '.+'.*checkpoint-000002"),
     (lambda queries: [1.0] * 3, "update 3: reward my_reward: expected 4 scores, got 3"),
     (lambda queries: [1.0, None, 1.0, 1.0], "update 3: reward my_reward, query '.+': expected a finite number, got NoneType"),
+    (lambda queries: [1.0, 1e39, 1.0, 1.0], "update 3: reward my_reward, query '.+': expected a finite number, got float 1e\\+39; fp32"),
+    (lambda queries: sys.exit(0), "update 3: reward my_reward raised SystemExit: 0 .*checkpoint-000002: mend the reward"),
+    (lambda queries: raising(KeyboardInterrupt), "update 3: reward my_reward raised KeyboardInterrupt"),
+    (lambda queries: raising(Nonsense), "update 3: reward my_reward raised Nonsense"),
 ])
 def test_a_reward_that_fails_loses_nothing(base, tmp_path, fault, message):
     def faulty(queries, responses):
@@ -530,6 +579,89 @@ def test_a_human_reward_stops_and_goes_on_where_it_stopped(base, tmp_path, monke
 
     start(base, tmp_path / "replay", reward="human", steps=2, score_fn=lambda q, r: [ratings[pair] for pair in zip(q, r)])
     assert history(out) == history(tmp_path / "replay")
+
+
+def test_a_reward_may_come_as_an_object_of_parts(base, tmp_path):
+    parts = Reward([(1.0, "one", lambda queries, responses: [1.0] * 4), (0.0, "other", lambda queries, responses: [5.0] * 4)])
+    start(base, tmp_path, steps=1, score_fn=parts, use_score_scaling=False, use_score_norm=False)
+    [line] = lines(tmp_path / "metrics.jsonl")
+    assert (line["ppo/mean_scores"], line["score/one"], line["score/other"]) == (1.0, 1.0, 5.0)
+
+
+# --- other errors ---------------------------------------------------------------------------------
+
+def failing_step(monkeypatch, at: int, error: BaseException, moved: bool) -> None:
+    """Let the step of this update raise, before or after its first optimizer step."""
+    step = PPOTrainer.step
+
+    def fail(self, *args):
+        if self.steps_done + 1 == at:
+            self.generator.manual_seed(99)
+            if moved:
+                self.optimizer.step()
+            raise error
+        return step(self, *args)
+    monkeypatch.setattr(PPOTrainer, "step", fail)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), MemoryError(), SystemExit(3), KeyError("x")], ids=repr)
+def test_any_error_before_the_weights_move_saves_what_was_learnt(base, tmp_path, monkeypatch, capsys, error):
+    """And leaves the run as before the update, its generator too: resumed, it goes on as if nothing had happened."""
+    with monkeypatch.context() as patch:
+        failing_step(patch, 3, error, moved=False)
+        with pytest.raises(type(error), match=None if isinstance(error, KeyError) else "out of memory.*000002|shapes|3"):
+            start(base, tmp_path / "run", save_every=10)
+    said = capsys.readouterr().err
+    assert isinstance(error, MemoryError) or f"update 3 failed; the newest checkpoint is {tmp_path / 'run' / 'checkpoint-000002'}" in said
+    start(base, tmp_path / "run", save_every=10, resume=True)
+    start(base, tmp_path / "uninterrupted", save_every=10)
+    assert history(tmp_path / "run") == history(tmp_path / "uninterrupted")
+
+
+def test_weights_in_the_middle_of_an_update_are_not_saved(base, tmp_path, monkeypatch, reference):
+    with monkeypatch.context() as patch:
+        failing_step(patch, 3, RuntimeError("in the middle"), moved=True)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            start(base, tmp_path, keep_checkpoints=9, save_every=2)
+    assert [path.name for path in run_folder.checkpoints(tmp_path)] == ["checkpoint-000002"]
+    start(base, tmp_path, resume=True)
+    assert history(tmp_path) == reference
+
+
+def test_an_error_on_a_full_disk_is_still_the_error(base, tmp_path, monkeypatch, capsys):
+    failing_step(monkeypatch, 2, RuntimeError("shapes do not match"), moved=False)
+    monkeypatch.setattr(run_module, "save", lambda *args: raising(OSError(28, "No space left on device")))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        start(base, tmp_path)
+    assert capsys.readouterr().err.count("no checkpoint of update 1: [Errno 28]") == 2
+
+
+def test_compiling_without_a_compiler_says_what_it_needs(base, tmp_path, monkeypatch):
+    error = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})("InvalidCxxCompiler: none found\nmore")
+    monkeypatch.setattr(PPOTrainer, "generate", lambda *args, **kwargs: raising(error))
+    with pytest.raises(OSError, match="torch.compile failed .InductorError: InvalidCxxCompiler: none found.; .* without --compile"):
+        start(base, tmp_path, compile=True)
+
+
+# --- vocabularies ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("padding", [-1, 40])
+def test_the_sizes_of_model_and_tokenizer_are_compared_at_the_start(base, tmp_path, padding):
+    """A padded vocabulary is legal: a token without a text is U+FFFD for the reward, in samples and in traces."""
+    tokenizer, seen = load_tokenizer(base / "model"), []
+    config = GPT2Config(tokenizer.vocab_size + padding, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    policy = GPT2WithValueHead(config, generator=torch.Generator().manual_seed(0))
+    policy.transformer.wte.weight.data[tokenizer.vocab_size:] *= 20                    # likely ones
+    policy.save_pretrained(tmp_path / "model", tokenizer)
+    settings = dict(model=str(tmp_path / "model"), steps=2, follow=4, score_fn=lambda q, r: seen.extend(r) or [0.0] * len(r))
+    if padding < 0:
+        with pytest.raises(ValueError, match="the tokenizer has 290 tokens, the model 289; give a folder whose two belong together"):
+            start(base, tmp_path / "run", **settings)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+        return
+    start(base, tmp_path / "run", **settings)
+    traced = [line for line in lines(tmp_path / "run" / "samples.jsonl") if "trace" in line]
+    assert sum("\ufffd" in text for text in seen) > 2 and any("\ufffd" in token for line in traced for token in line["trace"]["token"])
 
 
 # --- numbers that are not finite ------------------------------------------------------------------
