@@ -173,7 +173,7 @@ def run_generate(argv: list[str]) -> int:
     reward = load_reward(args.reward, device, dtype, Path("labels.jsonl")) if args.reward else None
     queries = [prompt for prompt in args.prompt for _ in range(args.n)]
     answers = {}                                                    # model -> its responses, in the order of the queries
-    for name in filter(None, (args.model, args.reference)):
+    for name in [args.model] if args.reference is None else [args.model, args.reference]:
         tokenizer, model = load_policy(model_source(name), device, dtype)
         tokens = model.generate([torch.tensor(tokenizer.encode(query)) for query in queries], args.max_new_tokens,
                                 temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed,

@@ -51,7 +51,7 @@ def base(tmp_path_factory) -> Path:
 
 # --- signals (rows 3 and 5) -----------------------------------------------------------------------
 
-@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_from_outside_ends_the_program_with_its_status_and_all_saved(base, tmp_path, signum, status):
     """The whole program, in a process of its own, at whatever moment the signal arrives after the first update."""
     out = tmp_path / "run"

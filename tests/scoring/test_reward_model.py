@@ -5,6 +5,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -224,6 +225,18 @@ def test_a_language_model_or_no_folder_is_no_reward_model(tmp_path):
     for folder in ("lm", "nothing"):
         with pytest.raises(FileNotFoundError, match=f"{folder} is no reward model: it has no {HEAD_FILE}"):
             RewardModel.from_pretrained(tmp_path / folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(model, tmp_path):
+    """257 tokens; a padded vocabulary, here 300, is right."""
+    small, padded = (RewardModel(replace(CONFIG, vocab_size=n), generator=generator()) for n in (256, 300))
+    for reward_model in (small, padded):
+        reward_model.save_pretrained(tmp_path / str(reward_model.config.vocab_size), BYTES)
+    with pytest.raises(ValueError, match="the tokenizer has 257 tokens, the reward model 256"):
+        RewardModel.from_pretrained(tmp_path / "256", device="cpu")
+    with pytest.raises(ValueError, match="the tokenizer has 257 tokens, the reward model 256"):
+        RewardModel.from_gpt2(small.transformer, BYTES)
+    RewardModel.from_pretrained(tmp_path / "300", device="cpu")
 
 
 @pytest.mark.parametrize("name, tensor, message", [

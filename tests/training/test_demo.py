@@ -177,6 +177,20 @@ def test_a_folder_of_other_things_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_quote_in_the_name_of_the_folder_is_no_problem(instant, tmp_path):
+    """The demo's reward is made by the program, not read from a text in the folder."""
+    out = tmp_path / 'q"q + 0*x'
+    status, printed = run(out, **INSTANT)
+    assert status == 0 and table(printed) == table(instant[1])
+
+
+def test_a_demo_json_of_something_else_is_named(tmp_path):
+    for content in ("[1]", "{", "null"):
+        (tmp_path / "demo.json").write_text(content)
+        with pytest.raises(ValueError, match="demo.json is not what a demo notes; choose another --out"):
+            run(tmp_path, **INSTANT)
+
+
 @pytest.mark.parametrize("settings, message", [
     (dict(kl_coef=-0.1), "init_kl_coef must be a number of at least 0"),
     (dict(device="gpu"), "no device 'gpu'"),
