@@ -236,7 +236,7 @@ def run_report(argv: list[str]) -> int:
 def run_check(argv: list[str]) -> int:
     from .check import run_checks
     parser = new_parser("check", "Check the algorithm's invariants on this machine and these weights.", "[--model gpt2]")
-    parser.add_argument("--model", default=None, metavar="DIR", help="model folder, run folder or public name [a small random model]")
+    parser.add_argument("--model", default=None, metavar="DIR", help="model or run folder, or public name [a small random model]")
     add_machine_flags(parser, seed="as every command has it; the checks draw the same numbers each time")
     args = parse(parser, argv)
     return run_checks(args.model and model_source(args.model), pick_device(args.device), pick_dtype(args.dtype))

@@ -46,19 +46,17 @@ class StopRun(Exception):
 # --- rules ----------------------------------------------------------------------------------------
 
 GOOD_WORDS = set("""
-    admirable amazing amusing beautiful best brilliant charm charming clever compelling delight
-    delightful elegant engaging enjoy enjoyable enjoyed entertaining excellent exciting fantastic
-    fascinating fresh fun funny gem good gorgeous great gripping happy hilarious honest impressive
-    inspired love loved lovely masterpiece memorable moving nice original outstanding perfect
-    pleasure powerful remarkable rich satisfying smart solid splendid strong stunning superb sweet
-    terrific thoughtful touching triumph warm warmth wise wit witty wonderful worth""".split())
+    admirable amazing amusing beautiful best brilliant charm charming clever compelling delight delightful elegant
+    engaging enjoy enjoyable enjoyed entertaining excellent exciting fantastic fascinating fresh fun funny gem good
+    gorgeous great gripping happy hilarious honest impressive inspired love loved lovely masterpiece memorable moving
+    nice original outstanding perfect pleasure powerful remarkable rich satisfying smart solid splendid strong
+    stunning superb sweet terrific thoughtful touching triumph warm warmth wise wit witty wonderful worth""".split())
 BAD_WORDS = set("""
-    absurd annoying awful awkward bad bland bore bored boring careless cheap clumsy confused
-    confusing contrived disappointing disappointment disaster dreadful dreary dull empty fail fails
-    failure flat flawed forgettable hate hated hollow horrible lame lazy lifeless mediocre mess
-    messy miserable muddled nonsense painful pathetic pointless poor predictable pretentious
-    ridiculous sad shallow silly slow sloppy stale stupid tedious terrible thin tired tiresome ugly
-    uneven unfunny unpleasant waste weak wooden worse worst wrong""".split())
+    absurd annoying awful awkward bad bland bore bored boring careless cheap clumsy confused confusing contrived
+    disappointing disappointment disaster dreadful dreary dull empty fail fails failure flat flawed forgettable hate
+    hated hollow horrible lame lazy lifeless mediocre mess messy miserable muddled nonsense painful pathetic pointless
+    poor predictable pretentious ridiculous sad shallow silly slow sloppy stale stupid tedious terrible thin tired
+    tiresome ugly uneven unfunny unpleasant waste weak wooden worse worst wrong""".split())
 
 
 def _words(text):

@@ -90,8 +90,8 @@ class RunConfig:
 
 
 # what a resumed run may change freely: none of it reaches the computation, but for `steps` under a schedule, see open_folder
-FREE = {"run", "ppo", "prompts", "out", "steps", "save_every", "keep_checkpoints", "sample_every", "samples", "follow", "report_every",
-        "one_line", "quiet"}
+FREE = {"run", "ppo", "prompts", "out", "steps", "save_every", "keep_checkpoints", "sample_every", "samples", "follow",
+        "report_every", "one_line", "quiet"}
 
 
 def pick_device(name: str | None) -> torch.device:

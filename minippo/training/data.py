@@ -194,68 +194,58 @@ def text_of(tokenizer, tokens, skip_special_tokens: bool = False) -> str:
 
 _GRAMMAR = """
 review: {first} | {first} {last} | {first} {middle} | {first} {middle} {last}
-first: {film} {verdict}. | {film} {verdict}. | {film} {verdict}, and {clause}.
-    | {film} {verdict} because {clause}. | {film} {verdict}, {but} {!clause}.
-    | {although} {!clause}, {film} {verdict}. | with its {asset} and its {asset}, {film} {verdict}.
-    | I {loved} {film}. | I was {moved} by {film} because {clause}. | {film} left me {moved}.
-    | {film} left me {moved}, {but} {!clause}. | {clause}, and {clause}.
-middle: {clause}. | {clause}, and {clause}. | {clause}, while {clause}.
-    | {two} are {film_adj} {when}. | it {has}, and {clause}. | {!clause}, {but} {clause}.
-    | {although} {!clause}, {clause}. | {cast}. | {cast}, and {clause}.
-    | I {loved} {any}, and {clause}.
-last: {closing}, it {verdict}. | {closing}, {clause}. | {closing}, I was {moved} by {any}.
-    | {advice}. | {advice}.
+first: {film} {verdict}. | {film} {verdict}. | {film} {verdict}, and {clause}. | {film} {verdict} because {clause}.
+    | {film} {verdict}, {but} {!clause}. | {although} {!clause}, {film} {verdict}.
+    | with its {asset} and its {asset}, {film} {verdict}. | I {loved} {film}. | I was {moved} by {film} because {clause}.
+    | {film} left me {moved}. | {film} left me {moved}, {but} {!clause}. | {clause}, and {clause}.
+middle: {clause}. | {clause}, and {clause}. | {clause}, while {clause}. | {two} are {film_adj} {when}.
+    | it {has}, and {clause}. | {!clause}, {but} {clause}. | {although} {!clause}, {clause}. | {cast}.
+    | {cast}, and {clause}. | I {loved} {any}, and {clause}.
+last: {closing}, it {verdict}. | {closing}, {clause}. | {closing}, I was {moved} by {any}. | {advice}. | {advice}.
 closing: in the end | overall | all in all | on the whole | for me
 although: although | even though | while
 but: but | but | yet
 
-film: {this} {genre} | {this} {genre} about {topic} | {director}'s {new} {genre}
-    | {director}'s {genre} about {topic} | {the_new} {genre} by {director}
-    | {this} {genre} with {actor} | {the_new} {genre} with {actor}
+film: {this} {genre} | {this} {genre} about {topic} | {director}'s {new} {genre} | {director}'s {genre} about {topic}
+    | {the_new} {genre} by {director} | {this} {genre} with {actor} | {the_new} {genre} with {actor}
 this: this | this | the
 the_new: the {new} | this new | this latest
 new: new | latest | second | third
-genre: film | film | movie | comedy | thriller | drama | western | musical | romance | war film
-    | horror film | crime story
-topic: a retired detective | two sisters | a bank robbery | a small town | a missing letter
-    | a sailor and his dog | a young pianist | an old lighthouse | a royal wedding
-    | a stolen painting | a long summer | two rival cooks | a family of farmers | a night train
-    | a teacher and her class | an island doctor | a forgotten war | a circus
+genre: film | film | movie | comedy | thriller | drama | western | musical | romance | war film | horror film
+    | crime story
+topic: a retired detective | two sisters | a bank robbery | a small town | a missing letter | a sailor and his dog
+    | a young pianist | an old lighthouse | a royal wedding | a stolen painting | a long summer | two rival cooks
+    | a family of farmers | a night train | a teacher and her class | an island doctor | a forgotten war | a circus
 director: {first_name} {last_name} | {last_name}
 actor: {first_name} {last_name}
 first_name: Ines | Paul | Nora | Hugo | Lena | Omar | Ruth | Ivan | Clara | Leo
 last_name: Calder | Renner | Vance | Marsh | Ortiz | Keller | Moss | Lowe | Doyle | Quinn
-role: the detective | the sheriff | the thief | the mother | the queen | the doctor | the captain
-    | the teacher | the judge
+role: the detective | the sheriff | the thief | the mother | the queen | the doctor | the captain | the teacher
+    | the judge
 
 verdict: {is} {film_adj} | {is} {very} {film_adj} {when} | {is} {film_adj} and {film_adj}
-    | is a {truly} {film_adj} {thing} | is a {gem} {when} | is a {treat} for {viewers}
-    | {works} {when} | {has} | {has} | is {either}
-either: {not} {!film_adj} | neither {!film_adj} nor {!film_adj} | {film_adj} {when}
-    | {very} {film_adj}
+    | is a {truly} {film_adj} {thing} | is a {gem} {when} | is a {treat} for {viewers} | {works} {when} | {has} | {has}
+    | is {either}
+either: {not} {!film_adj} | neither {!film_adj} nor {!film_adj} | {film_adj} {when} | {very} {film_adj}
 thing: piece of work | evening at the cinema | way to spend two hours | picture
-when: from start to finish | from the first scene to the last | in almost every scene
-    | after a quiet first hour | at every turn
-viewers: fans of the genre | the whole family | patient viewers | a young audience
-    | anyone who likes old films
+when: from start to finish | from the first scene to the last | in almost every scene | after a quiet first hour
+    | at every turn
+viewers: fans of the genre | the whole family | patient viewers | a young audience | anyone who likes old films
 is: is | is | is | feels
 are: are | are | are | feel
 not: not | never
 very: truly | really | quite | rather
-truly: | | truly | really
+truly:  |  | truly | really
 
-clause: {story} {is} {how} {story_adj} | {acting} {is} {how} {acting_adj}
-    | {look} {is} {how} {look_adj} | {sound} {is} {how} {sound_adj} | {talk} {is} {how} {talk_adj}
-    | {pace} {is} {how} {pace_adj} | {ending} {is} {how} {ending_adj}
-    | {jokes} {are} {how} {talk_adj} | {sets} {are} {how} {look_adj}
-    | {people} {are} {how} {acting_adj} | {songs} {are} {how} {sound_adj}
-    | {chases} {are} {how} {pace_adj} | {cast} | {any} is {not} {!film_adj} | {any} {shines} {when}
-    | {story} {has} | {talk} {has} | {two} are {film_adj}
+clause: {story} {is} {how} {story_adj} | {acting} {is} {how} {acting_adj} | {look} {is} {how} {look_adj}
+    | {sound} {is} {how} {sound_adj} | {talk} {is} {how} {talk_adj} | {pace} {is} {how} {pace_adj}
+    | {ending} {is} {how} {ending_adj} | {jokes} {are} {how} {talk_adj} | {sets} {are} {how} {look_adj}
+    | {people} {are} {how} {acting_adj} | {songs} {are} {how} {sound_adj} | {chases} {are} {how} {pace_adj} | {cast}
+    | {any} is {not} {!film_adj} | {any} {shines} {when} | {story} {has} | {talk} {has} | {two} are {film_adj}
 two: both {story} and {acting} | both {talk} and {ending} | both {look} and {sound}
 how:  |  |  | truly | rather | surprisingly
-cast: {actor} is {how} {acting_adj} as {role} | {actor} {shines} as {role}
-    | {actor} plays {role} {with} | the director tells the story {with}
-    | the director handles {any} {with}
+cast: {actor} is {how} {acting_adj} as {role} | {actor} {shines} as {role} | {actor} plays {role} {with}
+    | the director tells the story {with} | the director handles {any} {with}
 any: {story} | {acting} | {look} | {sound} | {talk} | {pace} | {ending}
 story: the plot | the story | the script | the premise
 acting: the acting | the cast | the lead
@@ -269,14 +259,11 @@ sets: the costumes | the sets | the special effects
 people: the characters | the actors | the heroes
 songs: the songs | the tunes
 chases: the chases | the fights | the action scenes
-asset: {story_adj} plot | {story_adj} story | {talk_adj} dialogue | {sound_adj} score
-    | {look_adj} photography | {acting_adj} cast | {ending_adj} ending | {pace_adj} pacing
-    | {talk_adj} jokes | {look_adj} costumes
+asset: {story_adj} plot | {story_adj} story | {talk_adj} dialogue | {sound_adj} score | {look_adj} photography
+    | {acting_adj} cast | {ending_adj} ending | {pace_adj} pacing | {talk_adj} jokes | {look_adj} costumes
 
-advice+: I {gladly} {recommend} it to {viewers} | it is {worth} {price}
-    | I would {gladly} see it again
-advice-: I cannot {!recommend} it to {viewers} | it is not {!worth} {price}
-    | I would {hate} to see it again
+advice+: I {gladly} {recommend} it to {viewers} | it is {worth} {price} | I would {gladly} see it again
+advice-: I cannot {!recommend} it to {viewers} | it is not {!worth} {price} | I would {hate} to see it again
 price: a ticket | an evening | two hours of a weekend
 has+: has {wit} and {wit} | has plenty of {wit} | is full of {wit}
 has-: has no {!wit} | lacks {!wit} | has little {!wit} and no {!wit}
@@ -297,8 +284,7 @@ pace_adj+: brisk | tight | confident | assured | thrilling | fluid
 pace_adj-: slow | sluggish | uneven | tedious | hectic | shapeless
 ending_adj+: satisfying | moving | powerful | rewarding | perfect
 ending_adj-: rushed | disappointing | weak | absurd | hollow
-film_adj+: wonderful | delightful | terrific | heartfelt | enjoyable | splendid | great
-    | fascinating
+film_adj+: wonderful | delightful | terrific | heartfelt | enjoyable | splendid | great | fascinating
 film_adj-: dull | dreadful | awful | boring | pointless | miserable | poor | annoying
 gem+: gem | joy | triumph | delight | success
 gem-: mess | bore | failure | disaster | mistake

@@ -1,4 +1,4 @@
-"""The followed responses of a run, evaluated again under the policy as it is now: how each of their tokens is seen while it learns."""
+"""The followed responses of a run, evaluated again under the policy as it is now: how it sees each of their tokens."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """Training a reward model on what people prefer or how they labelled texts.
 
-A pair says which of two texts is the better one, and its loss is -log sigmoid(score of the better - score of the worse) (Bradley and
-Terry 1952); a label says good or bad, and its loss is the same with one score in the place of the difference. So both share one loop.
+A pair says which of two texts is the better one, and its loss is -log sigmoid(score of the better - score of the worse)
+(Bradley and Terry 1952); a label says good or bad, and its loss is the same with one score in the place of the difference.
 
     model = RewardModel.from_gpt2(GPT2.from_pretrained("gpt2"), load_tokenizer("gpt2"))
     print(train_on_pairs(model, [("This film", " is a joy.", " is a bore."), ...]))
 
-Sources: Ziegler et al. 2019, section 2.1; openai/lm-human-preferences, train_reward.py: the normalisation before and after training,
-one epoch, Adam at 5e-5 falling linearly to 0.
+Sources: Ziegler et al. 2019, section 2.1; openai/lm-human-preferences, train_reward.py: the normalisation before and after
+training, one epoch, Adam at 5e-5 falling linearly to 0.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 
@@ -44,7 +44,7 @@ class Stop:
 
     def __enter__(self) -> Stop:
         main = threading.current_thread() is threading.main_thread()    # only it may set handlers
-        wanted = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])] if main else []
+        wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
         self.before = {signum: signal.signal(signum, self.remember) for signum in wanted
                        if signal.getsignal(signum) != signal.SIG_IGN}   # nohup
         return self
@@ -54,7 +54,7 @@ class Stop:
             signal.signal(signum, handler or signal.SIG_DFL)
 
     def remember(self, signum: int, frame) -> None:
-        if self.signum is not None and signum != getattr(signal, "SIGHUP", None):       # shell and kernel both send that one
+        if self.signum is not None and signal.Signals(signum).name != "SIGHUP":         # shell and kernel both send that one
             os._exit(128 + signum)                                      # every file is whole at any moment
         self.signum = self.signum or signum
         if sys.stderr is not None:                                      # else 2 may be the number of any file
@@ -78,9 +78,7 @@ def update_report(out: Path) -> None:
         warn(f"no report: {error}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# what ends a run
-# ---------------------------------------------------------------------------------------------------------------------
+# --- what ends a run -------------------------------------------------------------------------------------------------
 
 def out_of_memory(error: BaseException) -> bool:
     text = str(error)
@@ -98,30 +96,30 @@ def write_crash(job: Job, batch: dict, reason: str) -> str:
         return f"the batch could not be written ({error})"
 
 
-def explain(job: Job, batch: dict, error: BaseException) -> BaseException:
-    """The error to raise for one that ended the run: what happened, what is saved, what helps."""
+def fail(job: Job, batch: dict, error: BaseException) -> NoReturn:
+    """Raise what ended the run again, in words: what happened, what is saved, what helps."""
     step, saved = f"update {batch.get('step', job.trainer.steps_done)}", where_saved(job.out)
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, RewardError):
-        return RewardError(f"{step}: {error}; {saved}: mend the reward and --resume")
+        raise RewardError(f"{step}: {error}; {saved}: mend the reward and --resume") from error.__cause__
     if isinstance(error, FloatingPointError):
-        return FloatingPointError(f"{step}: {error}; {write_crash(job, batch, str(error))}, {saved}. What helps is a lower "
-                                  "learning_rate, max_grad_norm, or scores of a smaller size (--resume --allow-config-change)")
+        raise FloatingPointError(
+            f"{step}: {error}; {write_crash(job, batch, str(error))}, {saved}. What helps is a lower learning_rate, max_grad_norm, "
+            "or scores of a smaller size (--resume --allow-config-change)") from error
     if out_of_memory(error):
-        return MemoryError(
+        raise MemoryError(
             f"{step}: out of memory ({reason:.120}); {saved}. Divide mini_batch_size by what you multiply "
             "gradient_accumulation_steps with (the update stays the same), take fewer max_new_tokens or query_tokens, or turn on "
-            "gradient_checkpointing (--resume --allow-config-change)")
+            "gradient_checkpointing (--resume --allow-config-change)") from error
     if job.config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return OSError(f"torch.compile failed ({type(error).__name__}: {reason:.200}); it needs a C++ compiler, on a GPU Triton as "
-                       f"well: install them, or go on without --compile (--resume --allow-config-change); {saved}")
+        raise OSError(
+            f"torch.compile failed ({type(error).__name__}: {reason:.200}); it needs a C++ compiler, on a GPU Triton as well: "
+            f"install them, or go on without --compile (--resume --allow-config-change); {saved}") from error
     warn(f"{step} failed; {saved}")
-    return error
+    raise error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# the loop
-# ---------------------------------------------------------------------------------------------------------------------
+# --- the loop --------------------------------------------------------------------------------------------------------
 
 def tell(run: RunConfig, progress: Progress, metrics: dict, samples: list[dict]) -> None:
     """Print an update: as a line of its own and samples below it, or in the one line of the run."""
@@ -187,14 +185,11 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
                 raise
             warn(f"no checkpoint of update {trainer.steps_done}: {error}")
     if failure is not None:
-        raised = explain(job, batch, failure)
-        raise raised from (failure.__cause__ if raised is failure or isinstance(failure, RewardError) else failure)
+        fail(job, batch, failure)
     return Result(128 + stop.signum if stop.signum else 0, trainer.steps_done, next(reversed(checkpoints(out)), None))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# a whole run
-# ---------------------------------------------------------------------------------------------------------------------
+# --- a whole run -----------------------------------------------------------------------------------------------------
 
 def load_reward(spec: str, device: torch.device, dtype: torch.dtype | None, labels: Path) -> Reward:
     """The reward that `spec` describes, its reward models on `device`; labels: the file for a person's ratings."""

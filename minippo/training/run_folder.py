@@ -52,9 +52,7 @@ class RunState:
     sizes: dict[str, int] = field(default_factory=dict)                 # bytes of each log that belong to the updates so far
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# logs
-# ---------------------------------------------------------------------------------------------------------------------
+# --- logs ------------------------------------------------------------------------------------------------------------
 
 def plain(value):
     """`value` as JSON has it: tensors as lists, NaN and infinity as null."""
@@ -105,9 +103,7 @@ class Log:
         self.warned = True
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# whose folder it is
-# ---------------------------------------------------------------------------------------------------------------------
+# --- whose folder it is ----------------------------------------------------------------------------------------------
 
 HELD: set[BinaryIO] = set()             # lock files of this process; a child that it forks must not keep them locked
 if hasattr(os, "register_at_fork"):
@@ -174,7 +170,8 @@ def check_folder(out: Path) -> None:
     for path in sorted(out.iterdir()):
         leftover = TEMPORARY.fullmatch(path.name)
         if path.name not in (".lock", "labels.jsonl") and not (leftover and OURS.fullmatch(leftover[1])):
-            raise ValueError(f"{out} is no run's folder, and {path.name} is in it: nothing was touched; choose a new or empty --out")
+            raise ValueError(f"{out} is no run's folder, and {path.name} is in it: nothing was touched; choose a new "
+                             "--out, or an empty one")
 
 
 def open_folder(out: Path, record: dict, resume: bool, allow_config_change: bool) -> Path | None:
@@ -198,9 +195,7 @@ def open_folder(out: Path, record: dict, resume: bool, allow_config_change: bool
     return newest
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# checkpoints
-# ---------------------------------------------------------------------------------------------------------------------
+# --- checkpoints -----------------------------------------------------------------------------------------------------
 
 def checkpoints(out: Path) -> list[Path]:
     """The checkpoint folders, oldest first."""

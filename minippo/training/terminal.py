@@ -1,4 +1,4 @@
-"""What is printed: lines, warnings, the progress of a loop, one line an update. Printing never ends a run, and text never steers a terminal."""
+"""What is printed: lines, warnings, progress, updates. Printing never ends a run, and text never steers a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 
 
 def write(stream, text: str) -> None:
-    """Write what the stream can take: a character that it cannot encode as an escape, and nothing where it is closed, full or gone."""
+    """Write what the stream can take: escapes for what it cannot encode, and nothing where it is closed, full or gone."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with suppress(OSError, ValueError, AttributeError):                 # AttributeError: None, where a shell closed it (>&-)
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -30,7 +30,7 @@ def visible(text: str, keep: str = "") -> str:
 
 
 class Stream:
-    """sys.stdout or sys.stderr with `write` above in the place of its own: whoever prints, a user's function too, cannot fail."""
+    """sys.stdout or sys.stderr with `write` above in the place of its own: no print can fail, in a user's function either."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -47,7 +47,7 @@ class Stream:
 
 
 def protect() -> None:
-    """For a program's first line: its prints cannot fail, and no file that it opens gets the number of a stream that a shell closed."""
+    """For a program's first line: its prints cannot fail, and no file gets the number of a stream that a shell closed."""
     for _ in range(3):
         if (number := os.open(os.devnull, os.O_RDWR)) > 2:              # the lowest that is free
             os.close(number)
