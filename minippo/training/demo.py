@@ -15,6 +15,7 @@ what no real run can: whether the reviews became what was meant, or only what th
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
@@ -24,7 +25,7 @@ from textwrap import wrap
 
 import torch
 
-from ..files.atomic import write_json, write_text
+from ..files.atomic import remove_leftovers, write_json, write_text
 from ..files.tokenizer import load_tokenizer, train_bpe
 from ..gpt2 import GPT2, GPT2Config
 from ..policy import GPT2WithValueHead, response_logprobs
@@ -36,12 +37,13 @@ from .data import make_reviews, preference_pairs, review_queries, true_score
 from .pretrain import PretrainConfig, pretrain
 from .reward_training import RewardModelConfig, train_on_pairs
 from .run import Result, train
-from .run_folder import lock
+from .run_folder import check_folder, lock
 from .terminal import say, visible
 
 RESPONSE_TOKENS = 32        # limit of a response; most reviews end by themselves before it
 TEST_OPENINGS = 200         # reviews begun before and after PPO, to measure both
 SHOWN = 4                   # of them printed
+OURS = re.compile(r"demo\.json|prompts\.txt|pretrained|reward-model")      # what a demo writes whole
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class DemoConfig:
                 raise ValueError(f"DemoConfig: {name} must be a positive multiple of {unit}, got {value!r}")
 
 
-def check_folder(config: DemoConfig, out: Path) -> dict:
+def check_settings(config: DemoConfig, out: Path) -> dict:
     """The settings to note in the folder; ValueError for a folder of other settings, or with other things in it."""
     settings = asdict(config) | {"out": str(out)}
     if (out / "demo.json").exists():
@@ -79,8 +81,7 @@ def check_folder(config: DemoConfig, out: Path) -> dict:
         if changed:
             raise ValueError(f"{out} holds a demo with other settings (then -> now): {'; '.join(changed)}. Give them as they "
                              "were to continue it, or choose another --out")
-    elif out.is_dir() and any(path.name != ".lock" for path in out.iterdir()):
-        raise ValueError(f"{out} is not empty, and what is in it is no demo; choose another --out")
+    check_folder(out, OURS, (out / "demo.json").exists(), "demo's folder")
     return settings
 
 
@@ -185,10 +186,11 @@ def run_demo(config: DemoConfig) -> int:
     start, threads, out = time.monotonic(), torch.get_num_threads(), place(config.out, "--out")
     pick_device(config.device), pick_dtype(config.dtype)        # bad values are found here and not after a minute
     run, ppo = plan_ppo(config, out)
-    settings = check_folder(config, out)
+    settings = check_settings(config, out)
     torch.set_num_threads(1)
     try:
         with lock(out):
+            remove_leftovers(out, OURS)
             write_json(out / "demo.json", settings)
             result = run_stages(config, out, run, ppo)
         if result.status:

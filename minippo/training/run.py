@@ -31,8 +31,8 @@ from ..scoring.rewards import Reward, RewardError, ScoreFn, StopRun, parse_rewar
 from .batch import Job, run_update
 from .config import RunConfig, describe, pick_device, pick_dtype, place, span
 from .data import check_vocabulary, load_prompts, read_bytes
-from .run_folder import (LOGS, Log, RunState, check_folder, checkpoints, lock, model_source, open_folder, plain, save,
-                         where_saved)
+from .run_folder import (LOGS, OURS, Log, RunState, check_folder, checkpoints, lock, model_source, open_folder, plain,
+                         read_record, save, where_saved)
 from .terminal import Progress, sample_line, say, status_line, warn
 
 
@@ -239,7 +239,7 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
     run = replace(run, device=str(pick_device(run.device)), out=str(place(run.out, "--out")))
     out, prompts = Path(run.out), read_bytes(run.prompts)
     texts, record = load_prompts(run.prompts, prompts), describe(run, config, prompts)
-    check_folder(out)
+    check_folder(out, OURS, bool(read_record(out)), "run's folder")
     with lock(out):
         checkpoint = open_folder(out, record, resume, allow_config_change)
         job = prepare(run, config, texts, str(checkpoint or model_source(run.model)), score_fn)

@@ -154,7 +154,7 @@ def read_record(out: Path) -> dict:
     path = out / "config.json"
     try:
         record = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, RecursionError):
         record = None
@@ -163,15 +163,12 @@ def read_record(out: Path) -> dict:
     return record
 
 
-def check_folder(out: Path) -> None:
-    """ValueError where something else than a run lies in the folder; a lock or ratings alone are no reason."""
-    if not out.is_dir() or read_record(out):
-        return
-    for path in sorted(out.iterdir()):
-        leftover = TEMPORARY.fullmatch(path.name)
-        if path.name not in (".lock", "labels.jsonl") and not (leftover and OURS.fullmatch(leftover[1])):
-            raise ValueError(f"{out} is no run's folder, and {path.name} is in it: nothing was touched; choose a new "
-                             "--out, or an empty one")
+def check_folder(out: Path, ours: re.Pattern, noted: bool, what: str) -> None:
+    """ValueError where other things lie in a folder that is not `noted` as ours; a lock, ratings, leftovers are no reason."""
+    for name in sorted(path.name for path in out.iterdir()) if out.is_dir() and not noted else []:
+        leftover = TEMPORARY.fullmatch(name)
+        if name not in (".lock", "labels.jsonl") and not (leftover and ours.fullmatch(leftover[1])):
+            raise ValueError(f"{out} is no {what}, and {name} is in it: nothing was touched; choose an empty or new --out")
 
 
 def open_folder(out: Path, record: dict, resume: bool, allow_config_change: bool) -> Path | None:

@@ -71,7 +71,7 @@ class Progress:
     def __init__(self, name: str, steps: int, done: int = 0):
         self.name, self.steps, self.done = name, steps, done
         self.started = self.shown = time.monotonic()
-        self.terminal = bool(sys.stdout) and not sys.stdout.closed and sys.stdout.isatty()
+        self.terminal = bool(sys.stdout) and not getattr(sys.stdout, "closed", False) and sys.stdout.isatty()
 
     def show(self, step: int, result: str) -> None:
         now = time.monotonic()

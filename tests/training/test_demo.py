@@ -128,10 +128,10 @@ def test_a_second_call_shows_the_result_again_whatever_the_number_of_threads(ins
 def test_an_interrupted_demo_continues_to_the_same_bits(instant, tmp_path, monkeypatch):
     """Ctrl-C in stage 2, another call, and all weights are those of a demo that nobody interrupted.
 
-    A .lock alone is what a demo leaves that was killed at its very beginning.
+    A .lock and half a file or folder is what a demo leaves that was killed at its very beginning.
     """
     out, printed = instant
-    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "pretrained.tmp-minippo-0123abcd").mkdir(parents=True)
     (tmp_path / "demo" / ".lock").touch()
 
     def interrupted(*arguments):
@@ -172,7 +172,7 @@ def test_other_settings_are_refused_and_named(instant):
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="is not empty.* no demo; choose another --out"):
+    with pytest.raises(ValueError, match="is no demo's folder, and thesis.txt is in it: nothing was touched; choose an empty or new --out"):
         run(tmp_path, **INSTANT)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

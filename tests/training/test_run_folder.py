@@ -11,7 +11,7 @@ import pytest
 
 from minippo.files.checkpoint import verify_folder
 from minippo.training import run_folder
-from minippo.training.run_folder import Log, check_folder, lock, model_source, newest_checkpoint, read_record
+from minippo.training.run_folder import Log, lock, model_source, newest_checkpoint, read_record
 from test_run import base, forked, history, lines, no_fsync, start, status_of  # noqa: F401: base and no_fsync are fixtures
 
 
@@ -57,7 +57,7 @@ def test_a_lock_or_ratings_alone_do_not_make_a_folder_foreign(base, tmp_path):
 @pytest.mark.parametrize("content", ["[]", "null", "", "{", '{"run": 1, "ppo": {}}', '{"run": {}}', "[" * 100_000, "\xff"])
 def test_a_config_json_that_is_no_run_s_gives_one_clear_line(base, tmp_path, content):
     (tmp_path / "config.json").write_text(content, encoding="latin1")
-    for action in (lambda: read_record(tmp_path), lambda: check_folder(tmp_path), lambda: start(base, tmp_path, resume=True)):
+    for action in (lambda: read_record(tmp_path), lambda: start(base, tmp_path), lambda: start(base, tmp_path, resume=True)):
         with pytest.raises(ValueError, match="config.json is not the config.json of a run; choose another --out$"):
             action()
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
