@@ -1,4 +1,4 @@
-"""FAULTS.md has its fifty rows, and every test that it names exists."""
+"""FAULTS.md has its rows, and every test that it names exists."""
 
 import ast
 import re
@@ -14,8 +14,8 @@ def functions_of(path: Path) -> set[str]:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
 
-def test_the_table_has_fifty_rows_with_tests():
-    assert [int(number) for number, *_ in ROWS] == list(range(1, 51))
+def test_the_rows_are_numbered_and_have_tests():
+    assert [int(number) for number, *_ in ROWS] == list(range(1, len(ROWS) + 1)) and len(ROWS) >= 50
     for number, fault, outcome, tests in ROWS:
         assert fault.strip() and outcome.strip(), number
         assert re.fullmatch(r"( `[\w/]+\.py::test_\w+`)+ ", tests), f"row {number}: {tests}"

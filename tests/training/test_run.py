@@ -622,8 +622,8 @@ def test_weights_in_the_middle_of_an_update_are_not_saved(base, tmp_path, monkey
     with monkeypatch.context() as patch:
         failing_step(patch, 3, RuntimeError("in the middle"), moved=True)
         with pytest.raises(RuntimeError, match="in the middle"):
-            start(base, tmp_path, keep_checkpoints=9, save_every=2)
-    assert [path.name for path in run_folder.checkpoints(tmp_path)] == ["checkpoint-000002"]
+            start(base, tmp_path, save_every=10)
+    assert run_folder.checkpoints(tmp_path) == []
     start(base, tmp_path, resume=True)
     assert history(tmp_path) == reference
 
