@@ -43,7 +43,7 @@ def span(value: int | tuple[int, int]) -> tuple[int, int]:
 class RunConfig:
     """What a run trains on and what it writes; PPOConfig holds the algorithm."""
     # what
-    model: str                          # the policy to start from: a public name such as gpt2, or a model folder
+    model: str                          # the policy to start from: a public name such as gpt2, a model folder or a run folder
     prompts: str                        # file of prompts: one a line, or .jsonl objects with "query"
     reward: str                         # rule:NAME, model:DIR, module:function, human, or a sum: '0.8*human + 0.2*rule:length'
     out: str                            # the run folder to write

@@ -8,6 +8,7 @@ Fifty reviews:  python -c "from minippo.training.data import *; print(*make_revi
 """
 
 import json
+import os
 import random
 import re
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ class Review(NamedTuple):
 
 def read_bytes(path: str | Path) -> bytes:
     """Read a file, or a pipe, which can be read once only; ValueError beyond LARGEST bytes."""
-    with open(Path(path).expanduser(), "rb") as file:
+    with open(os.path.expanduser(path), "rb") as file:
         raw = file.read(LARGEST + 1)
     if len(raw) > LARGEST:
         raise ValueError(f"{path} has more than {LARGEST // 2**20} MiB, the limit; give a part of it")
@@ -136,7 +137,7 @@ def load_labelled(paths: str | Path | list[str | Path]) -> list[tuple[str, int]]
     paths: a .jsonl file of "text" and "label"; or two text files, good and bad, with one text a
     line; or the folder that holds rt-polarity.pos and rt-polarity.neg (Pang and Lee 2005).
     """
-    files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    files = [Path(os.path.expanduser(path)) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     if len(files) == 1 and files[0].is_dir():
         files = [files[0] / "rt-polarity.pos", files[0] / "rt-polarity.neg"]
     if len(files) == 1:

@@ -46,7 +46,7 @@ class Stop:
         main = threading.current_thread() is threading.main_thread()    # only it may set handlers
         wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
         self.before = {signum: signal.signal(signum, self.remember) for signum in wanted
-                       if signal.getsignal(signum) != signal.SIG_IGN}   # nohup
+                       if signum in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(signum) != signal.SIG_IGN}      # nohup
         return self
 
     def __exit__(self, *error) -> None:
@@ -259,5 +259,5 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
                     log.file.close()
         if talk:
             saved = f"the policy is the model folder {result.checkpoint}, the report {out / 'report.html'}"
-            say(f"{result.steps_done} of {run.steps} updates are done; {saved if result.checkpoint else 'nothing was saved'}")
+            say(f"{result.steps_done} of {run.steps} updates are done; {saved if result.checkpoint else 'there is no checkpoint yet'}")
     return result
