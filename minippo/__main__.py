@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
-import json
 import re
+import shlex
 import sys
 import traceback
 from dataclasses import MISSING, fields
@@ -20,15 +20,18 @@ from typing import Callable, get_args, get_origin, get_type_hints
 
 import torch
 
-from .scoring import reward_model
-from .training.data import load_labelled, load_pairs
+from .files.tokenizer import load_tokenizer
 from .gpt2 import GPT2
-from .policy import GPT2WithValueHead
 from .ppo import PPOConfig
 from .report import write_report
-from .scoring.rewards import RewardError, StopRun
-from .training.run import RunConfig, load_reward, newest_checkpoint, pick_device, pick_dtype, train
-from .files.tokenizer import load_tokenizer
+from .scoring.reward_model import RewardModel
+from .scoring.rewards import RewardError, StopRun, own_functions
+from .training import reward_training
+from .training.config import RunConfig, check_types, pick_device, pick_dtype, place
+from .training.data import load_labelled, load_pairs, text_of
+from .training.run import load_policy, load_reward, train
+from .training.run_folder import model_source, read_record
+from .training.terminal import protect, release, say, visible, write
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -43,9 +46,12 @@ def reader(kind: type, optional: bool = False) -> Callable:
         if optional and text.lower() == "none":
             return None
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}") from None
+        if kind is int and abs(value) >= 2**63 or kind is float and not (value == 0 or 1e-37 < abs(value) < 1e38):
+            raise argparse.ArgumentTypeError(f"expected {wanted} of a size that 64 bits or fp32 hold, got {text!r}")
+        return value
     return read
 
 
@@ -110,6 +116,7 @@ def build(cls: type, given: dict):
     missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
     if missing:
         raise ValueError(f"expected --{' and --'.join(name.replace('_', '-') for name in missing)}, too")
+    check_types(cls, values)                                        # a config.json may hold anything
     return cls(**values)
 
 
@@ -135,11 +142,13 @@ def run_train(argv: list[str]) -> int:
     add_flags(parser, RunConfig)
     add_flags(parser, PPOConfig)
     given = vars(parse(parser, argv))
-    begun = {}
-    if given["resume"] and "out" in given and (Path(given["out"]) / "config.json").is_file():
-        record = json.loads((Path(given["out"]) / "config.json").read_bytes())
-        begun = record.get("run", {}) | record.get("ppo", {})
-    given = begun | given
+    if given["resume"] and "out" in given and (record := read_record(place(given["out"], "--out"))):
+        begun, spec = record["run"] | record["ppo"], record["run"].get("reward")
+        if "reward" not in given and isinstance(spec, str) and (code := own_functions(spec)):
+            raise ValueError(f"{' and '.join(code)}: a run folder is data, and code that it names is not imported; to run it, give "
+                             f"it again: python -m minippo train --resume --out {shlex.quote(given['out'])} --reward "
+                             f"{shlex.quote(spec)}")
+        given = begun | given
     return train(build(RunConfig, given), build(PPOConfig, given), given["resume"], given["allow_config_change"]).status
 
 
@@ -164,37 +173,37 @@ def run_generate(argv: list[str]) -> int:
     reward = load_reward(args.reward, device, dtype, Path("labels.jsonl")) if args.reward else None
     queries = [prompt for prompt in args.prompt for _ in range(args.n)]
     answers = {}                                                    # model -> its responses, in the order of the queries
-    for name in filter(None, (args.model, args.reference)):
-        folder = newest_checkpoint(Path(name)) or name
-        tokenizer, model = load_tokenizer(folder), GPT2WithValueHead.from_pretrained(str(folder), device, dtype)
+    for name in [args.model] if args.reference is None else [args.model, args.reference]:
+        tokenizer, model = load_policy(model_source(name), device, dtype)
         tokens = model.generate([torch.tensor(tokenizer.encode(query)) for query in queries], args.max_new_tokens,
                                 temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed,
                                 eos_token_id=tokenizer.eos_token_id)
-        answers[name] = [tokenizer.decode(response, skip_special_tokens=True) for response in tokens]
+        answers[name] = [text_of(tokenizer, response, True) for response in tokens]
     scores = {name: reward(queries, responses) for name, responses in answers.items()} if reward else {}
     for start in range(0, len(queries), args.n):
-        print(f"\n{queries[start]}")
+        say("\n" + visible(queries[start], "\n"))
         for name, responses in answers.items():
-            print(f"  {name}")
+            say(f"  {name}")
             for i in range(start, start + args.n):
-                print("    " + (f"{scores[name][i]:8.3f}  " if reward else "") + responses[i].replace("\n", "\n    "))
+                text = visible(responses[i], "\n").replace("\n", "\n    ")
+                say("    " + (f"{scores[name][i]:8.3f}  " if reward else "") + text)
     return 0
 
 
 def run_reward_model(argv: list[str]) -> int:
     parser = new_parser("reward-model", "Train a reward model from preferences or from labelled texts.",
                         "--model gpt2 --labels rt-polarity/ --out runs/reward [FLAGS]")
-    parser.add_argument("--model", required=True, metavar="DIR", help="model folder or public name to start from")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model folder, run folder or public name to start from")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--pairs", metavar="FILE", help='preferences, .jsonl objects of "query", "chosen", "rejected"')
     data.add_argument("--labels", nargs="+", metavar="FILE",
                       help='texts with labels: .jsonl objects of "text" and "label" (1 or 0); or two files, good and bad, one text '
                       "a line; or the folder of rt-polarity")
-    add_flags(parser, reward_model.RewardModelConfig)
+    add_flags(parser, reward_training.RewardModelConfig)
     add_machine_flags(parser, seed=None)
     given = vars(parse(parser, argv))
-    config, out = build(reward_model.RewardModelConfig, given), Path(given["out"])
+    config, out = build(reward_training.RewardModelConfig, given), place(given["out"], "--out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; choose another --out")
     if "pairs" in given:
@@ -202,17 +211,17 @@ def run_reward_model(argv: list[str]) -> int:
     else:
         labelled = load_labelled(given["labels"])
     device, dtype = pick_device(given["device"]), pick_dtype(given["dtype"])
-    tokenizer = load_tokenizer(given["model"])
-    model = reward_model.RewardModel.from_gpt2(GPT2.from_pretrained(given["model"], device, dtype), tokenizer,
-                                               torch.Generator().manual_seed(config.seed))
+    source = model_source(given["model"])
+    model = RewardModel.from_gpt2(GPT2.from_pretrained(source, device, dtype), load_tokenizer(source),
+                                  torch.Generator().manual_seed(config.seed))
     if labelled is None:
-        result = reward_model.train_on_pairs(model, pairs, config)
+        result = reward_training.train_on_pairs(model, pairs, config)
     else:
         texts, labels = zip(*labelled)
-        result = reward_model.train_on_labels(model, texts, labels, config)
+        result = reward_training.train_on_labels(model, texts, labels, config)
     model.save_pretrained(out)
-    print(f"accuracy {result.accuracy:.3f} on {result.held_out} held-out examples, after {result.trained} in "
-          f"{result.seconds:.0f} s. Use it: python -m minippo train --reward model:{out}")
+    say(f"accuracy {result.accuracy:.3f} on {result.held_out} held-out examples, after {result.trained} in "
+        f"{result.seconds:.0f} s. Use it: python -m minippo train --reward model:{out}")
     return 0
 
 
@@ -220,17 +229,17 @@ def run_report(argv: list[str]) -> int:
     parser = new_parser("report", "Write report.html of a run folder, or lay several runs side by side.", "DIR [DIR ...]")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="run folders, as `train --out` wrote them")
     add_machine_flags(parser, seed="as every command has it; a report draws nothing")
-    print(write_report(*parse(parser, argv).folders))
+    say(str(write_report(*(place(folder, "DIR") for folder in parse(parser, argv).folders))))
     return 0
 
 
 def run_check(argv: list[str]) -> int:
     from .check import run_checks
     parser = new_parser("check", "Check the algorithm's invariants on this machine and these weights.", "[--model gpt2]")
-    parser.add_argument("--model", default=None, metavar="DIR", help="model folder or public name [a small random model]")
+    parser.add_argument("--model", default=None, metavar="DIR", help="model or run folder, or public name [a small random model]")
     add_machine_flags(parser, seed="as every command has it; the checks draw the same numbers each time")
     args = parse(parser, argv)
-    return run_checks(args.model, pick_device(args.device), pick_dtype(args.dtype))
+    return run_checks(args.model and model_source(args.model), pick_device(args.device), pick_dtype(args.dtype))
 
 
 def run_bench(argv: list[str]) -> int:
@@ -258,7 +267,7 @@ OVERVIEW = "\n".join(["usage: python -m minippo [COMMAND] [FLAGS]", "", "PPO fin
 def main(argv: list[str]) -> int:
     """Run a command; returns the exit status."""
     if argv and argv[0] in ("-h", "--help"):
-        print(OVERVIEW)
+        say(OVERVIEW)
         return 0
     name = "demo" if not argv or argv[0].startswith("-") else argv[0]
     try:
@@ -273,14 +282,23 @@ def main(argv: list[str]) -> int:
         return 128 + stop.signum if stop.signum else 0
     except (RewardError, FloatingPointError, MemoryError) as error:         # the input was fine, the run was not
         if isinstance(error, RewardError) and error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)              # the user's own function: show where it failed
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+            write(sys.stderr, "".join(traceback.format_exception(error.__cause__)))     # the user's own function: where it failed
+        write(sys.stderr, f"error: {str(error) or type(error).__name__}\n")
+        return 130 if isinstance(error.__cause__, KeyboardInterrupt) else 1
     except (ValueError, OSError) as error:
         text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
-        print(f"error: {text}", file=sys.stderr)
+        write(sys.stderr, f"error: {text or type(error).__name__}\n")
         return 2
 
 
+def program() -> None:
+    """The program: main, in which printing cannot fail."""
+    protect()
+    try:
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        release()
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    program()

@@ -11,7 +11,7 @@ from minippo.gpt2 import GPT2Config
 from minippo.policy import GPT2WithValueHead
 
 HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE / "files"), str(HERE / "training")]       # some tests use the helpers of others
+sys.path += [str(HERE / "files"), str(HERE / "scoring"), str(HERE / "training")]       # some tests use the helpers of others
 torch.set_num_threads(1)
 SHARED_BPE = HERE.parents[1] / "shared" / "tiktoken-cache"
 if SHARED_BPE.is_dir():

@@ -18,7 +18,7 @@ from minippo import __main__ as cli
 from minippo.files.checkpoint import verify_folder
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
-from minippo.training.run import newest_checkpoint
+from minippo.training.run_folder import newest_checkpoint
 from minippo.files.safetensors import read_safetensors, write_safetensors
 from minippo.files.tokenizer import EOS
 from minippo.training.bpe import train_bpe
@@ -52,7 +52,7 @@ def base(tmp_path_factory) -> Path:
 
 # --- signals (rows 3 and 5) -----------------------------------------------------------------------
 
-@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_from_outside_ends_the_program_with_its_status_and_all_saved(base, tmp_path, signum, status):
     """The whole program, in a process of its own, at whatever moment the signal arrives after the first update."""
     out = tmp_path / "run"
@@ -67,6 +67,39 @@ def test_a_signal_from_outside_ends_the_program_with_its_status_and_all_saved(ba
     assert status_of(pid) == status
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and verify_folder(newest_checkpoint(out))["step"] == steps[-1]
+
+
+# --- output that cannot be written (row 55) -------------------------------------------------------
+
+@pytest.mark.parametrize("flag", ["--one-line", "--no-one-line"])
+@pytest.mark.parametrize("kind", ["full", "pipe", "closed"])
+def test_a_run_whose_output_cannot_be_written_runs_to_its_end(base, tmp_path, monkeypatch, kind, flag):
+    """Its own lines and those that the user's function prints."""
+    if kind == "full" and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full, a Linux device on which every write fails")
+    (tmp_path / "talking.py").write_text("def score(q, r):\n    print('x' * 9000, flush=True)\n    return [1.0] * len(q)\n")
+    monkeypatch.chdir(tmp_path)
+    argv = ["train", "--model", str(base / "model"), "--prompts", str(base / "prompts.txt"), "--reward", "talking:score", "--out", "run",
+            "--steps", "2", "--batch-size", "4", "--mini-batch-size", "4", "--max-new-tokens", "3", "--device", "cpu", flag]
+
+    def child():
+        if kind == "closed":
+            sys.stdout = sys.stderr = None                                             # as Python begins then
+            for number in (0, 1, 2):
+                os.close(number)
+        else:
+            reading, writing = os.pipe()
+            os.dup2(writing if kind == "pipe" else os.open("/dev/full", os.O_WRONLY), 1)
+            os.close(reading), os.close(writing)
+            sys.stdout = open(1, "w", closefd=False)
+        sys.argv[1:] = argv
+        try:
+            cli.program()
+        except SystemExit as ended:
+            os._exit(ended.code)
+    assert status_of(forked(child)) == 0
+    newest = newest_checkpoint(tmp_path / "run")
+    assert newest.name == "checkpoint-000002" and len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 # --- scores and ratios (rows 9 and 12) ------------------------------------------------------------

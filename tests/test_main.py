@@ -1,5 +1,6 @@
 """The command line: flags from the dataclasses, answers to mistakes, and each command once."""
 
+import io
 import json
 import re
 import shlex
@@ -15,7 +16,7 @@ from minippo import __main__ as cli
 from minippo.gpt2 import GPT2Config
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig
-from minippo.scoring.reward_model import RewardModelConfig
+from minippo.training.reward_training import RewardModelConfig
 from minippo.training.run import Result, RunConfig
 from minippo.training.bpe import train_bpe
 
@@ -97,6 +98,16 @@ def test_flags_of_every_kind(monkeypatch):
     (["reward-model", "--model", "m", "--out", "o"], "one of the arguments --pairs --labels is required"),
     (["report", "no/such"], "no/such is not a run folder"),
     (["report", "x", "--device"], "expected one argument"),
+    (["report", "~nosuchuser"], "DIR '~nosuchuser': Could not determine home directory"),
+    (["train", *REQUIRED[:6], "--out", ""], "--out: expected a path, got ''"),
+    (["train", *REQUIRED[:6], "--out=~nosuchuser/x"], "--out '~nosuchuser/x': Could not determine home directory"),
+    (["train", *REQUIRED, "--seed", "18446744073709551616"], "argument --seed: expected a whole number of a size that 64 bits"),
+    (["train", *REQUIRED, "--truncate-penalty", "1e39"], "argument --truncate-penalty: expected a number of a size that"),
+    (["train", *REQUIRED, "--device", "meta"], "no device 'meta' here"),
+    (["generate", "--model", "", "--prompt", "x"], "--model: expected a path, got ''"),
+    (["generate", "--model", "m", "--prompt", "x", "--top-p", "1e-46"], "argument --top-p: expected a number of a size that"),
+    (["generate", "--model", "m", "--prompt", "x", "--top-k", "inf"], "argument --top-k: expected a whole number, got 'inf'"),
+    (["reward-model", "--model", "m", "--out", "", "--pairs", "p"], "--out: expected a path, got ''"),
 ])
 def test_a_mistake_is_answered_in_one_line_with_status_2(capsys, argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -123,8 +134,6 @@ def test_the_overview_lists_every_command(capsys):
 
 @pytest.mark.parametrize("command", ["demo", "train", "generate", "reward-model", "report", "check", "bench"])
 def test_every_command_has_help_seed_device_and_dtype(command, capsys):
-    module = {"demo": "minippo.demo", "check": "minippo.check", "bench": "minippo.bench"}.get(command, "minippo.run")
-    pytest.importorskip(module)
     with pytest.raises(SystemExit) as exit_:
         cli.main([command, "--help"])
     printed = capsys.readouterr().out
@@ -211,6 +220,58 @@ def test_a_reward_model_from_pairs_and_from_labels_scores_a_run(base, tmp_path, 
                      "--batch-size", "2", "--mini-batch-size", "2", "--max-new-tokens", "3", "--device", "cpu"]) == 0
     [line] = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert {f"score/model:{tmp_path / 'rm'}", "score/rule:length"} <= line.keys()
+
+
+def test_a_resumed_run_imports_nothing_that_only_its_folder_names(base, tmp_path, capsys, monkeypatch):
+    """A run folder is data; the same function given on the command line is the user's word."""
+    (tmp_path / "my_judge.py").write_text("import pathlib; pathlib.Path('touched').touch()\ndef score(q, r): return [1.0] * len(q)\n")
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "it's a run"
+    argv = ["--out", str(out), "--steps", "1", "--quiet"]
+    first = ["train", "--model", str(base / "model"), "--prompts", str(base / "prompts.txt"), "--reward", "0.5*my_judge:score",
+             "--batch-size", "2", "--mini-batch-size", "2", "--max-new-tokens", "3", "--device", "cpu", *argv]
+    assert cli.main(first) == 0
+    (tmp_path / "touched").unlink()
+    sys.modules.pop("my_judge")
+    assert cli.main(["train", "--resume", *argv]) == 2
+    said = capsys.readouterr().err
+    assert "my_judge:score: a run folder is data, and code that it names is not imported" in said and "my_judge" not in sys.modules
+    assert not (tmp_path / "touched").exists()
+    again = shlex.split(said[said.index("train --resume"):])
+    assert again == ["train", "--resume", "--out", str(out), "--reward", "0.5*my_judge:score"]
+    assert cli.main(again) == 0 and (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("part, name, value", [
+    ("run", "model", 5), ("run", "steps", "many"), ("run", "reward", ["x", "y"]), ("run", "query_tokens", [[1], 2]), ("ppo", "seed", "a"),
+    ("ppo", "compile", {}), ("ppo", "learning_rate", None), ("run", "out", None)])
+def test_a_record_of_wrong_types_gives_one_clear_line(base, tmp_path, capsys, part, name, value):
+    record = {"run": {"model": str(base / "model"), "prompts": str(base / "prompts.txt"), "reward": "rule:length"}, "ppo": {}}
+    record[part][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    status = cli.main(["train", "--resume", "--out", str(tmp_path), "--steps" if name == "out" else "--device", "0" if name == "out" else "x"])
+    said = capsys.readouterr().err
+    assert status == 2 and said.startswith("error: ") and said.count("\n") == 1
+    assert name == "out" or f"Config: {name} must be" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_samples_are_shown_and_not_obeyed_and_need_no_encoding(base, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert cli.main(["generate", "--model", str(base / "model"), "--prompt", "\u00e9\x1b[2J", "--n", "20", "--max-new-tokens", "5",
+                     "--device", "cpu"]) == 0
+    printed = raw.getvalue()
+    assert printed.startswith(b"\n\\xe9\\x1b[2J\n") and b"\\ufffd" in printed
+    assert all(byte == 10 or 32 <= byte < 127 for byte in printed)
+
+
+def test_commands_start_without_what_windows_lacks(tmp_path):
+    code = ("import signal, sys; sys.modules.update(fcntl=None, resource=None); del signal.SIGHUP; sys.argv[0] = 'minippo'; "
+            "sys.path.insert(0, sys.argv.pop(1)); from minippo import __main__, bench, check; sys.exit(__main__.main(sys.argv[1:]))")
+    done = subprocess.run([sys.executable, "-c", code, str(Path(cli.__file__).parents[1]), "report", "no/such"], capture_output=True,
+                          text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "no/such is not a run folder" in done.stderr, done.stderr
 
 
 class Parsed(Exception):

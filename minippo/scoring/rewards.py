@@ -23,6 +23,7 @@ from pathlib import Path
 from .human import HumanReward, StopRun
 
 ScoreFn = Callable[[list[str], list[str]], list[float]]
+LARGEST = (2 - 2**-23) * 2.0**127                       # of fp32, in which training keeps the scores
 
 
 class RewardError(ValueError):
@@ -32,19 +33,17 @@ class RewardError(ValueError):
 # --- rules ----------------------------------------------------------------------------------------
 
 GOOD_WORDS = set("""
-    admirable amazing amusing beautiful best brilliant charm charming clever compelling delight
-    delightful elegant engaging enjoy enjoyable enjoyed entertaining excellent exciting fantastic
-    fascinating fresh fun funny gem good gorgeous great gripping happy hilarious honest impressive
-    inspired love loved lovely masterpiece memorable moving nice original outstanding perfect
-    pleasure powerful remarkable rich satisfying smart solid splendid strong stunning superb sweet
-    terrific thoughtful touching triumph warm warmth wise wit witty wonderful worth""".split())
+    admirable amazing amusing beautiful best brilliant charm charming clever compelling delight delightful elegant
+    engaging enjoy enjoyable enjoyed entertaining excellent exciting fantastic fascinating fresh fun funny gem good
+    gorgeous great gripping happy hilarious honest impressive inspired love loved lovely masterpiece memorable moving
+    nice original outstanding perfect pleasure powerful remarkable rich satisfying smart solid splendid strong
+    stunning superb sweet terrific thoughtful touching triumph warm warmth wise wit witty wonderful worth""".split())
 BAD_WORDS = set("""
-    absurd annoying awful awkward bad bland bore bored boring careless cheap clumsy confused
-    confusing contrived disappointing disappointment disaster dreadful dreary dull empty fail fails
-    failure flat flawed forgettable hate hated hollow horrible lame lazy lifeless mediocre mess
-    messy miserable muddled nonsense painful pathetic pointless poor predictable pretentious
-    ridiculous sad shallow silly slow sloppy stale stupid tedious terrible thin tired tiresome ugly
-    uneven unfunny unpleasant waste weak wooden worse worst wrong""".split())
+    absurd annoying awful awkward bad bland bore bored boring careless cheap clumsy confused confusing contrived
+    disappointing disappointment disaster dreadful dreary dull empty fail fails failure flat flawed forgettable hate
+    hated hollow horrible lame lazy lifeless mediocre mess messy miserable muddled nonsense painful pathetic pointless
+    poor predictable pretentious ridiculous sad shallow silly slow sloppy stale stupid tedious terrible thin tired
+    tiresome ugly uneven unfunny unpleasant waste weak wooden worse worst wrong""".split())
 
 
 def _words(text):
@@ -107,25 +106,26 @@ def check_scores(scores, n: int, name: str, queries: list[str]) -> list[float]:
 
 
 def _finite(value, name, query):
-    """Return `value` as a float; raise RewardError unless it is one finite real number."""
+    """Return `value` as a float; raise RewardError unless it is one real number that fp32 holds."""
     try:
         number = value.item() if hasattr(value, "item") else value      # 0-d tensors, numpy scalars
-        if isinstance(number, Real) and math.isfinite(number):
+        if isinstance(number, Real) and abs(number) <= LARGEST:         # False for nan
             return float(number)
     except (ValueError, RuntimeError, OverflowError):                   # several elements; 10**400
         pass
     got = f"{type(value).__name__} {value!r:.60}"
-    raise RewardError(f"reward {name}, query {query!r:.80}: expected a finite number, got {got}")
+    raise RewardError(f"reward {name}, query {query!r:.80}: expected a finite number, got "
+                      f"{got}; fp32, which keeps it, ends at {LARGEST:.2g}")
 
 
 def _score(name, score_fn, queries, responses):
-    """Call a score function and check what it returns; its exceptions become RewardErrors."""
+    """Call a score function and check what it returns; whatever it raises becomes a RewardError."""
     try:
         scores = score_fn(list(queries), list(responses))               # copies: it may change them
         return check_scores(scores, len(queries), name, queries)        # inside: may be a generator
     except (StopRun, RewardError):
         raise
-    except Exception as error:
+    except BaseException as error:                                      # sys.exit(), too
         batch = f"a batch of {len(queries)}, the first query {''.join(queries[:1])!r:.80}"
         message = f"reward {name} raised {type(error).__name__}: {error} (scoring {batch})"
         raise RewardError(message) from error
@@ -175,7 +175,7 @@ def _own_function(module_name, name):
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:                                          # whatever the module raises
+    except (Exception, SystemExit) as error:                            # whatever the module raises
         raise ValueError(f"cannot import {module_name!r}, in this folder or installed "
                          f"({type(error).__name__}: {error}); {_SOURCES}") from error
     function = getattr(module, name, None)
@@ -185,22 +185,53 @@ def _own_function(module_name, name):
     return function
 
 
+def _is_own(source):
+    """Tell whether a source is module:function."""
+    kind, _, rest = source.partition(":")
+    return kind not in ("rule", "model") and all(map(str.isidentifier, [*kind.split("."), rest]))
+
+
 def _resolve(source, load_model, labels):
     """Return the score function that a source names."""
-    kind, colon, rest = source.partition(":")
+    kind, _, rest = source.partition(":")
     if source == "human":
         return HumanReward(labels)
     if kind == "rule":
         return _rule(rest)
     if kind == "model" and rest:
         return load_model(rest)
-    if colon and all(name.isidentifier() for name in [*kind.split("."), rest]):
+    if _is_own(source):
         return _own_function(kind, rest)
     raise ValueError(f"no source {source!r}; {_SOURCES}")
 
 
 def _spec_error(spec, at, message):
     return ValueError(f"reward, column {at + 1}: {message}\n    {spec}\n    {' ' * at}^")
+
+
+def _terms(spec):
+    """Return [(weight, source, column)] of what --reward says."""
+    terms, at = [], 0
+    while at < len(spec.rstrip()) or not terms:
+        sign = re.compile(r"\s+([+-])\s*" if terms else r"\s*([+-]?)\s*").match(spec, at)
+        if sign is None:
+            raise _spec_error(spec, at, "expected + or - after a space, then [number *] source")
+        term = _TERM.match(spec, sign.end())
+        if term is None:
+            raise _spec_error(spec, sign.end(), f"expected [number *] source; {_SOURCES}")
+        weight, source = float(term["weight"] or 1), term["source"].replace('"', "")
+        if not math.isfinite(weight):
+            raise _spec_error(spec, term.start("source"), f"the weight {term['weight']} is too large")
+        if source in [name for _, name, _ in terms]:
+            raise _spec_error(spec, term.start("source"), f"{source} is there twice; give it one weight")
+        terms.append((-weight if sign[1] == "-" else weight, source, term.start("source")))
+        at = term.end()
+    return terms
+
+
+def own_functions(spec: str) -> list[str]:
+    """Return the sources module:function in `spec`: those for which parse_reward imports code."""
+    return [source for _, source, _ in _terms(spec) if _is_own(source)]
 
 
 def parse_reward(spec: str, load_model: Callable[[str], ScoreFn], labels: str | Path) -> Reward:
@@ -210,23 +241,10 @@ def parse_reward(spec: str, load_model: Callable[[str], ScoreFn], labels: str | 
     load_model makes a score function of DIR; labels is the file for the ratings of `human`.
     ValueError shows the column and lists what is known.
     """
-    terms, at = [], 0
-    while at < len(spec.rstrip()) or not terms:
-        sign = re.compile(r"\s+([+-])\s*" if terms else r"\s*([+-]?)\s*").match(spec, at)
-        if sign is None:
-            raise _spec_error(spec, at, "expected + or - after a space, then [number *] source")
-        term = _TERM.match(spec, sign.end())
-        if term is None:
-            raise _spec_error(spec, sign.end(), f"expected [number *] source; {_SOURCES}")
-        weight = float(term["weight"] or 1) * (-1 if sign[1] == "-" else 1)
-        source = term["source"].replace('"', "")
+    terms = []
+    for weight, source, column in _terms(spec):
         try:
-            if not math.isfinite(weight):
-                raise ValueError(f"the weight {term['weight']} is too large")
-            if source in [name for _, name, _ in terms]:
-                raise ValueError(f"{source} is there twice; give it one weight")
             terms.append((weight, source, _resolve(source, load_model, labels)))
         except ValueError as error:
-            raise _spec_error(spec, term.start("source"), error) from error
-        at = term.end()
+            raise _spec_error(spec, column, error) from error
     return Reward(terms)

@@ -4,14 +4,21 @@ The built-in corpus is what the demo learns from, so that it needs no download. 
 for this project makes short film reviews; `true_score` labels them, from the text alone. All names
 in it are invented.
 
-Fifty reviews:  python -c "from minippo.data import *; print(*make_reviews(50, seed=0), sep='\n')"
+Fifty reviews:  python -c "from minippo.training.data import *; print(*make_reviews(50, seed=0), sep='\n')"
 """
 
 import json
+import os
 import random
 import re
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
+
+LARGEST = 2**28         # bytes of a file of texts: beyond, it is no such file (/dev/zero never ends)
 
 
 class Pair(NamedTuple):
@@ -29,14 +36,23 @@ class Review(NamedTuple):
 
 # --- files ----------------------------------------------------------------------------------------
 
-def _lines(path):
-    """Return [("file, line 3", text)] of the lines that are not blank.
+def read_bytes(path: str | Path) -> bytes:
+    """Read a file, or a pipe, which can be read once only; ValueError beyond LARGEST bytes."""
+    with open(os.path.expanduser(path), "rb") as file:
+        raw = file.read(LARGEST + 1)
+    if len(raw) > LARGEST:
+        raise ValueError(f"{path} has more than {LARGEST // 2**20} MiB, the limit; give a part of it")
+    return raw
+
+
+def _lines(path, raw=None):
+    """Return [("file, line 3", text)] of the lines that are not blank. raw: what is in the file.
 
     UTF-8, with or without a byte order mark; what is not UTF-8 is taken for ISO-8859-1, read as its
     superset cp1252, as browsers do. Only "\n" ends a line: str.splitlines also cuts at U+0085 and
     U+2028, in the middle of a sentence.
     """
-    raw = Path(path).read_bytes()
+    raw = read_bytes(path) if raw is None else raw
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -49,10 +65,10 @@ def _lines(path):
     return [(where, line) for where, line in lines if line]
 
 
-def _records(path):
+def _records(path, raw=None):
     """Return [("file, line 3", dict)] of a file with one JSON object a line."""
     records = []
-    for where, line in _lines(path):
+    for where, line in _lines(path, raw):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -83,17 +99,19 @@ def _label(record, where):
     return int(label)
 
 
-def load_prompts(path: str | Path) -> list[str]:
+def load_prompts(path: str | Path, raw: bytes | None = None) -> list[str]:
     """Read prompts: text with one a line, or .jsonl objects with "query", "prompt" or "text".
+
+    raw: what read_bytes read of it, for a pipe.
 
     Blank lines are skipped, and lines of text lose the white space around them (a space at the end
     would be a token of its own); strings in .jsonl stay as they are.
     """
     if Path(path).suffix.lower().startswith(".json"):
         names = ("query", "prompt", "text")
-        prompts = [_field(record, names, where) for where, record in _records(path)]
+        prompts = [_field(record, names, where) for where, record in _records(path, raw)]
     else:
-        prompts = [line for _, line in _lines(path)]
+        prompts = [line for _, line in _lines(path, raw)]
     if not prompts:
         raise ValueError(f"{path}: no prompts in it; wanted one a line")
     return prompts
@@ -119,7 +137,7 @@ def load_labelled(paths: str | Path | list[str | Path]) -> list[tuple[str, int]]
     paths: a .jsonl file of "text" and "label"; or two text files, good and bad, with one text a
     line; or the folder that holds rt-polarity.pos and rt-polarity.neg (Pang and Lee 2005).
     """
-    files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    files = [Path(os.path.expanduser(path)) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     if len(files) == 1 and files[0].is_dir():
         files = [files[0] / "rt-polarity.pos", files[0] / "rt-polarity.neg"]
     if len(files) == 1:
@@ -136,6 +154,36 @@ def load_labelled(paths: str | Path | list[str | Path]) -> list[tuple[str, int]]
     return labelled
 
 
+# --- texts to train on, and texts of tokens -------------------------------------------------------
+
+def split(examples: Sequence, share: float, generator: torch.Generator) -> tuple[list, list]:
+    """Shuffle and part: (training, held out). No copy of a held-out example is trained on."""
+    order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
+    count = max(1, round(share * len(order))) if share else 0
+    held_out = order[:count]
+    seen = set(held_out)
+    training = [example for example in order[count:] if example not in seen]
+    if not training:
+        raise ValueError(f"{len(examples)} examples, {len(set(examples))} of them distinct, are too "
+                         f"few to hold out {share:.0%}: give more of them, or set held_out to 0")
+    return training, held_out
+
+
+def check_vocabulary(tokenizer, vocab_size: int, model: str) -> None:
+    """ValueError for a tokenizer with more tokens than the model. Fewer are right: some pad."""
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(f"{model}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
+                         f"{vocab_size}; give a folder whose two belong together")
+
+
+def text_of(tokenizer, tokens, skip_special_tokens: bool = False) -> str:
+    """Return the text of token ids; those of a padded vocabulary, which have none, become U+FFFD."""
+    ids = tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens
+    runs = groupby(ids, key=lambda i: i < tokenizer.vocab_size)
+    return "".join(tokenizer.decode(list(run), skip_special_tokens) if known else "\ufffd" * len([*run])
+                   for known, run in runs)
+
+
 # --- the built-in reviews: the grammar ------------------------------------------------------------
 #
 # A rule is a line "name: option | option"; {name} expands a rule; a repeated option is likelier.
@@ -147,68 +195,58 @@ def load_labelled(paths: str | Path | list[str | Path]) -> list[tuple[str, int]]
 
 _GRAMMAR = """
 review: {first} | {first} {last} | {first} {middle} | {first} {middle} {last}
-first: {film} {verdict}. | {film} {verdict}. | {film} {verdict}, and {clause}.
-    | {film} {verdict} because {clause}. | {film} {verdict}, {but} {!clause}.
-    | {although} {!clause}, {film} {verdict}. | with its {asset} and its {asset}, {film} {verdict}.
-    | I {loved} {film}. | I was {moved} by {film} because {clause}. | {film} left me {moved}.
-    | {film} left me {moved}, {but} {!clause}. | {clause}, and {clause}.
-middle: {clause}. | {clause}, and {clause}. | {clause}, while {clause}.
-    | {two} are {film_adj} {when}. | it {has}, and {clause}. | {!clause}, {but} {clause}.
-    | {although} {!clause}, {clause}. | {cast}. | {cast}, and {clause}.
-    | I {loved} {any}, and {clause}.
-last: {closing}, it {verdict}. | {closing}, {clause}. | {closing}, I was {moved} by {any}.
-    | {advice}. | {advice}.
+first: {film} {verdict}. | {film} {verdict}. | {film} {verdict}, and {clause}. | {film} {verdict} because {clause}.
+    | {film} {verdict}, {but} {!clause}. | {although} {!clause}, {film} {verdict}.
+    | with its {asset} and its {asset}, {film} {verdict}. | I {loved} {film}. | I was {moved} by {film} because {clause}.
+    | {film} left me {moved}. | {film} left me {moved}, {but} {!clause}. | {clause}, and {clause}.
+middle: {clause}. | {clause}, and {clause}. | {clause}, while {clause}. | {two} are {film_adj} {when}.
+    | it {has}, and {clause}. | {!clause}, {but} {clause}. | {although} {!clause}, {clause}. | {cast}.
+    | {cast}, and {clause}. | I {loved} {any}, and {clause}.
+last: {closing}, it {verdict}. | {closing}, {clause}. | {closing}, I was {moved} by {any}. | {advice}. | {advice}.
 closing: in the end | overall | all in all | on the whole | for me
 although: although | even though | while
 but: but | but | yet
 
-film: {this} {genre} | {this} {genre} about {topic} | {director}'s {new} {genre}
-    | {director}'s {genre} about {topic} | {the_new} {genre} by {director}
-    | {this} {genre} with {actor} | {the_new} {genre} with {actor}
+film: {this} {genre} | {this} {genre} about {topic} | {director}'s {new} {genre} | {director}'s {genre} about {topic}
+    | {the_new} {genre} by {director} | {this} {genre} with {actor} | {the_new} {genre} with {actor}
 this: this | this | the
 the_new: the {new} | this new | this latest
 new: new | latest | second | third
-genre: film | film | movie | comedy | thriller | drama | western | musical | romance | war film
-    | horror film | crime story
-topic: a retired detective | two sisters | a bank robbery | a small town | a missing letter
-    | a sailor and his dog | a young pianist | an old lighthouse | a royal wedding
-    | a stolen painting | a long summer | two rival cooks | a family of farmers | a night train
-    | a teacher and her class | an island doctor | a forgotten war | a circus
+genre: film | film | movie | comedy | thriller | drama | western | musical | romance | war film | horror film
+    | crime story
+topic: a retired detective | two sisters | a bank robbery | a small town | a missing letter | a sailor and his dog
+    | a young pianist | an old lighthouse | a royal wedding | a stolen painting | a long summer | two rival cooks
+    | a family of farmers | a night train | a teacher and her class | an island doctor | a forgotten war | a circus
 director: {first_name} {last_name} | {last_name}
 actor: {first_name} {last_name}
 first_name: Ines | Paul | Nora | Hugo | Lena | Omar | Ruth | Ivan | Clara | Leo
 last_name: Calder | Renner | Vance | Marsh | Ortiz | Keller | Moss | Lowe | Doyle | Quinn
-role: the detective | the sheriff | the thief | the mother | the queen | the doctor | the captain
-    | the teacher | the judge
+role: the detective | the sheriff | the thief | the mother | the queen | the doctor | the captain | the teacher
+    | the judge
 
 verdict: {is} {film_adj} | {is} {very} {film_adj} {when} | {is} {film_adj} and {film_adj}
-    | is a {truly} {film_adj} {thing} | is a {gem} {when} | is a {treat} for {viewers}
-    | {works} {when} | {has} | {has} | is {either}
-either: {not} {!film_adj} | neither {!film_adj} nor {!film_adj} | {film_adj} {when}
-    | {very} {film_adj}
+    | is a {truly} {film_adj} {thing} | is a {gem} {when} | is a {treat} for {viewers} | {works} {when} | {has} | {has}
+    | is {either}
+either: {not} {!film_adj} | neither {!film_adj} nor {!film_adj} | {film_adj} {when} | {very} {film_adj}
 thing: piece of work | evening at the cinema | way to spend two hours | picture
-when: from start to finish | from the first scene to the last | in almost every scene
-    | after a quiet first hour | at every turn
-viewers: fans of the genre | the whole family | patient viewers | a young audience
-    | anyone who likes old films
+when: from start to finish | from the first scene to the last | in almost every scene | after a quiet first hour
+    | at every turn
+viewers: fans of the genre | the whole family | patient viewers | a young audience | anyone who likes old films
 is: is | is | is | feels
 are: are | are | are | feel
 not: not | never
 very: truly | really | quite | rather
-truly: | | truly | really
+truly:  |  | truly | really
 
-clause: {story} {is} {how} {story_adj} | {acting} {is} {how} {acting_adj}
-    | {look} {is} {how} {look_adj} | {sound} {is} {how} {sound_adj} | {talk} {is} {how} {talk_adj}
-    | {pace} {is} {how} {pace_adj} | {ending} {is} {how} {ending_adj}
-    | {jokes} {are} {how} {talk_adj} | {sets} {are} {how} {look_adj}
-    | {people} {are} {how} {acting_adj} | {songs} {are} {how} {sound_adj}
-    | {chases} {are} {how} {pace_adj} | {cast} | {any} is {not} {!film_adj} | {any} {shines} {when}
-    | {story} {has} | {talk} {has} | {two} are {film_adj}
+clause: {story} {is} {how} {story_adj} | {acting} {is} {how} {acting_adj} | {look} {is} {how} {look_adj}
+    | {sound} {is} {how} {sound_adj} | {talk} {is} {how} {talk_adj} | {pace} {is} {how} {pace_adj}
+    | {ending} {is} {how} {ending_adj} | {jokes} {are} {how} {talk_adj} | {sets} {are} {how} {look_adj}
+    | {people} {are} {how} {acting_adj} | {songs} {are} {how} {sound_adj} | {chases} {are} {how} {pace_adj} | {cast}
+    | {any} is {not} {!film_adj} | {any} {shines} {when} | {story} {has} | {talk} {has} | {two} are {film_adj}
 two: both {story} and {acting} | both {talk} and {ending} | both {look} and {sound}
 how:  |  |  | truly | rather | surprisingly
-cast: {actor} is {how} {acting_adj} as {role} | {actor} {shines} as {role}
-    | {actor} plays {role} {with} | the director tells the story {with}
-    | the director handles {any} {with}
+cast: {actor} is {how} {acting_adj} as {role} | {actor} {shines} as {role} | {actor} plays {role} {with}
+    | the director tells the story {with} | the director handles {any} {with}
 any: {story} | {acting} | {look} | {sound} | {talk} | {pace} | {ending}
 story: the plot | the story | the script | the premise
 acting: the acting | the cast | the lead
@@ -222,14 +260,11 @@ sets: the costumes | the sets | the special effects
 people: the characters | the actors | the heroes
 songs: the songs | the tunes
 chases: the chases | the fights | the action scenes
-asset: {story_adj} plot | {story_adj} story | {talk_adj} dialogue | {sound_adj} score
-    | {look_adj} photography | {acting_adj} cast | {ending_adj} ending | {pace_adj} pacing
-    | {talk_adj} jokes | {look_adj} costumes
+asset: {story_adj} plot | {story_adj} story | {talk_adj} dialogue | {sound_adj} score | {look_adj} photography
+    | {acting_adj} cast | {ending_adj} ending | {pace_adj} pacing | {talk_adj} jokes | {look_adj} costumes
 
-advice+: I {gladly} {recommend} it to {viewers} | it is {worth} {price}
-    | I would {gladly} see it again
-advice-: I cannot {!recommend} it to {viewers} | it is not {!worth} {price}
-    | I would {hate} to see it again
+advice+: I {gladly} {recommend} it to {viewers} | it is {worth} {price} | I would {gladly} see it again
+advice-: I cannot {!recommend} it to {viewers} | it is not {!worth} {price} | I would {hate} to see it again
 price: a ticket | an evening | two hours of a weekend
 has+: has {wit} and {wit} | has plenty of {wit} | is full of {wit}
 has-: has no {!wit} | lacks {!wit} | has little {!wit} and no {!wit}
@@ -250,8 +285,7 @@ pace_adj+: brisk | tight | confident | assured | thrilling | fluid
 pace_adj-: slow | sluggish | uneven | tedious | hectic | shapeless
 ending_adj+: satisfying | moving | powerful | rewarding | perfect
 ending_adj-: rushed | disappointing | weak | absurd | hollow
-film_adj+: wonderful | delightful | terrific | heartfelt | enjoyable | splendid | great
-    | fascinating
+film_adj+: wonderful | delightful | terrific | heartfelt | enjoyable | splendid | great | fascinating
 film_adj-: dull | dreadful | awful | boring | pointless | miserable | poor | annoying
 gem+: gem | joy | triumph | delight | success
 gem-: mess | bore | failure | disaster | mistake

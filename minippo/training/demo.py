@@ -15,6 +15,7 @@ what no real run can: whether the reviews became what was meant, or only what th
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
@@ -24,20 +25,26 @@ from textwrap import wrap
 
 import torch
 
-from .data import make_reviews, preference_pairs, review_queries, true_score
+from ..files.atomic import remove_leftovers, write_json, write_text
+from ..files.tokenizer import load_tokenizer
 from ..gpt2 import GPT2, GPT2Config
 from ..policy import GPT2WithValueHead, response_logprobs
 from ..ppo import PPOConfig
+from ..scoring.reward_model import RewardModel
+from ..scoring.rewards import Reward
 from .bpe import train_bpe
+from .config import RunConfig, check_types, pick_device, pick_dtype, place
+from .data import make_reviews, preference_pairs, review_queries, true_score
 from .pretrain import PretrainConfig, pretrain
-from ..scoring.reward_model import RewardModel, RewardModelConfig, train_on_pairs
-from .run import Result, RunConfig, lock, pick_device, pick_dtype, say, train
-from ..files.atomic import write_json
-from ..files.tokenizer import load_tokenizer
+from .reward_training import RewardModelConfig, train_on_pairs
+from .run import Result, train
+from .run_folder import check_folder, lock
+from .terminal import say, visible
 
 RESPONSE_TOKENS = 32        # limit of a response; most reviews end by themselves before it
 TEST_OPENINGS = 200         # reviews begun before and after PPO, to measure both
 SHOWN = 4                   # of them printed
+OURS = re.compile(r"demo\.json|prompts\.txt|pretrained|reward-model")      # what a demo writes whole
 
 
 @dataclass(frozen=True)
@@ -56,23 +63,26 @@ class DemoConfig:
     dtype: str | None = None        # of the blocks: float32, bfloat16, float16; none: bfloat16 on a GPU that has it
 
     def __post_init__(self):
+        check_types(DemoConfig, vars(self))
         for name in ("width", "reviews", "pretrain_steps", "pairs", "steps", "batch_size"):
             value, unit = getattr(self, name), 32 if name == "width" else 1
-            if type(value) is not int or value < unit or value % unit:
+            if value < unit or value % unit:
                 raise ValueError(f"DemoConfig: {name} must be a positive multiple of {unit}, got {value!r}")
 
 
-def check_folder(config: DemoConfig, out: Path) -> dict:
+def check_settings(config: DemoConfig, out: Path) -> dict:
     """The settings to note in the folder; ValueError for a folder of other settings, or with other things in it."""
     settings = asdict(config) | {"out": str(out)}
     if (out / "demo.json").exists():
-        begun = json.loads((out / "demo.json").read_bytes())
+        try:
+            begun = dict(json.loads((out / "demo.json").read_bytes()))
+        except (ValueError, TypeError, RecursionError):
+            raise ValueError(f"{out / 'demo.json'} is not what a demo notes; choose another --out") from None
         changed = [f"{name}: {begun.get(name)!r} -> {value!r}" for name, value in settings.items() if begun.get(name) != value]
         if changed:
             raise ValueError(f"{out} holds a demo with other settings (then -> now): {'; '.join(changed)}. Give them as they "
                              "were to continue it, or choose another --out")
-    elif out.is_dir() and any(path.name != ".lock" for path in out.iterdir()):
-        raise ValueError(f"{out} is not empty, and what is in it is no demo; choose another --out")
+    check_folder(out, OURS, (out / "demo.json").exists(), "demo's folder")
     return settings
 
 
@@ -104,7 +114,10 @@ def true_scores(queries: list[str], responses: list[str]) -> list[float]:
 
 
 def plan_ppo(config: DemoConfig, out: Path) -> tuple[RunConfig, PPOConfig]:
-    """Stage 3: an ordinary training run; the true score has weight 0 in the reward, so it is logged and teaches nothing."""
+    """Stage 3: an ordinary training run; the true score has weight 0 in the reward, so it is logged and teaches nothing.
+
+    run.reward is but the name of the reward that run_stages makes: a folder is data, and no run imports code that one names.
+    """
     run = RunConfig(str(out / "pretrained"), str(out / "prompts.txt"),
                     f'model:"{out / "reward-model"}" + 0*minippo.training.demo:true_scores', str(out / "ppo"), config.steps,
                     max_new_tokens=RESPONSE_TOKENS, lr_schedule="linear", warmup=config.steps // 10,
@@ -123,10 +136,10 @@ def run_stages(config: DemoConfig, out: Path, run: RunConfig, ppo: PPOConfig) ->
             say(f"{folder} is there already")
         else:
             make(config, out)
-    draft = out / "prompts.tmp"
-    draft.write_text("\n".join(review_queries(2000, seed=4 * config.seed + 2)), encoding="utf-8")
-    draft.replace(run.prompts)
-    return train(run, ppo, resume=True)
+    write_text(run.prompts, "\n".join(review_queries(2000, seed=4 * config.seed + 2)))
+    judge = RewardModel.from_pretrained(out / "reward-model", pick_device(config.device), pick_dtype(config.dtype))
+    reward = Reward([(1.0, f"model:{out / 'reward-model'}", judge.score), (0.0, f"{__name__}:true_scores", true_scores)])
+    return train(run, ppo, resume=True, score_fn=reward)
 
 
 # --- before and after -------------------------------------------------------------------------------------------------
@@ -158,8 +171,7 @@ def compare(config: DemoConfig, out: Path, policy: Path) -> str:
     (old_texts, before), (new_texts, after) = (measure(model, writer, judge, openings) for model in (writer, trained))
     lines = [f"{'BEFORE PPO':42}AFTER PPO", ""]
     for pair in list(zip(old_texts, new_texts))[:SHOWN]:
-        printable = ("".join(c if c.isprintable() else "?" for c in text) for text in pair)
-        rows = zip_longest(*(wrap(text, 38) for text in printable), fillvalue="")
+        rows = zip_longest(*(wrap(visible(text), 38) for text in pair), fillvalue="")
         lines += [*(f"{old:42}{new}".rstrip() for old, new in rows), ""]
     lines += [f"{f'means of {len(openings)} reviews':32}{'before':>8}{'after':>8}",
               *(f"{name:32}{before[name]:8.2f}{after[name]:8.2f}" for name in before)]
@@ -172,20 +184,21 @@ def run_demo(config: DemoConfig) -> int:
     A second call continues what was interrupted, or shows the result again. It computes on one CPU thread: the numbers then
     do not depend on how many cores there are, and on a busy machine no thread waits for another at every tiny product.
     """
-    start, threads, out = time.monotonic(), torch.get_num_threads(), Path(config.out)
+    start, threads, out = time.monotonic(), torch.get_num_threads(), place(config.out, "--out")
     pick_device(config.device), pick_dtype(config.dtype)        # bad values are found here and not after a minute
     run, ppo = plan_ppo(config, out)
-    settings = check_folder(config, out)
+    settings = check_settings(config, out)
     torch.set_num_threads(1)
     try:
         with lock(out):
+            remove_leftovers(out, OURS)
             write_json(out / "demo.json", settings)
             result = run_stages(config, out, run, ppo)
         if result.status:
             say("the same command continues from there")
         else:
             say(f"\n{compare(config, out, result.checkpoint)}\n\n{time.monotonic() - start:.0f} seconds; "
-                  f"look at {out / 'ppo' / 'report.html'}")
+                  f"look at {Path(config.out, 'ppo', 'report.html')}")
     finally:
         torch.set_num_threads(threads)
     return result.status

@@ -10,8 +10,6 @@ Left out, and why: dropout and early stopping. The held-out loss says when a sma
 from __future__ import annotations
 
 import math
-import sys
-import time
 from dataclasses import dataclass
 from typing import NamedTuple, Sequence
 
@@ -20,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..gpt2 import GPT2
+from .data import check_vocabulary, split
+from .terminal import Progress
 
 
 @dataclass(frozen=True)
@@ -48,43 +48,6 @@ class Losses(NamedTuple):
     """Mean cross-entropy of a token, in nats."""
     train: float        # over the last tenth of the steps
     held_out: float     # over the texts kept apart; nan where there are none
-
-
-class Progress:
-    """One line about a training loop: rewritten in place at a terminal, elsewhere once a minute and at the end."""
-
-    def __init__(self, name: str, steps: int, done: int = 0):
-        self.name, self.steps, self.done = name, steps, done
-        self.started = self.shown = time.monotonic()
-        self.terminal = sys.stdout.isatty()
-
-    def show(self, step: int, result: str) -> None:
-        now = time.monotonic()
-        if now - self.shown >= (0.2 if self.terminal else 60.0):
-            self.shown = now
-            left = (now - self.started) * (self.steps - step) / (step - self.done)
-            self.write(f"{self.name}: step {step} of {self.steps}, {result}, {left:.0f} s left", last=False)
-
-    def finish(self, result: str) -> None:
-        self.write(f"{self.name}: {self.steps} steps, {result}, {time.monotonic() - self.started:.0f} s", last=True)
-
-    def write(self, line: str, last: bool) -> None:
-        if self.terminal:
-            line = f"\r{line:<79}"                                 # blanks wipe what a longer line has left
-        print(line, end="" if self.terminal and not last else "\n", flush=True)
-
-
-def split(examples: Sequence, share: float, generator: torch.Generator) -> tuple[list, list]:
-    """Shuffle and part: (training, held out). Of an example that occurs twice no copy is trained on if one is held out."""
-    order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
-    count = max(1, round(share * len(order))) if share else 0
-    held_out = order[:count]
-    seen = set(held_out)
-    training = [example for example in order[count:] if example not in seen]
-    if not training:
-        raise ValueError(f"{len(examples)} examples, {len(set(examples))} of them distinct, are too few to hold out "
-                         f"{share:.0%}: give more of them, or set held_out to 0")
-    return training, held_out
 
 
 def pack(tokenizer, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
@@ -124,8 +87,7 @@ def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfi
     if config.block_size > model.config.n_positions:
         raise ValueError(f"pretrain: block_size {config.block_size} is more than the model's {model.config.n_positions} "
                          "positions (n_positions)")
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(f"pretrain: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
+    check_vocabulary(tokenizer, model.config.vocab_size, "pretrain")
     generator = torch.Generator().manual_seed(config.seed)
     training, held_out = split(texts, config.held_out, generator)
     stream, starts = (x.to(model.device) for x in pack(tokenizer, training, config.block_size))

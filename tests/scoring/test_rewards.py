@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minippo.scoring import rewards
-from minippo.scoring.rewards import Reward, RewardError, check_scores, parse_reward
+from minippo.scoring.rewards import Reward, RewardError, check_scores, own_functions, parse_reward
 
 
 # --- rules ----------------------------------------------------------------------------------------
@@ -96,6 +96,30 @@ def test_an_exception_inside_a_reward_names_it_and_the_query(score_fn):
     assert isinstance(info.value.__cause__, KeyError)
 
 
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+def test_whatever_a_reward_raises_is_its_error(error):
+    def leaving(queries, responses):
+        raise error
+    with pytest.raises(RewardError, match=f"reward mine raised {type(error).__name__}") as raised:
+        Reward([(1.0, "mine", leaving)])(["q"], ["r"])
+    assert raised.value.__cause__ is error
+
+
+def test_a_module_that_ends_the_program_when_it_is_imported_is_named(parse, tmp_path):
+    (tmp_path / "quitting.py").write_text("import sys; sys.exit(0)")
+    with pytest.raises(ValueError, match="cannot import 'quitting', .*SystemExit: 0"):
+        parse("quitting:score")
+
+
+@pytest.mark.parametrize("score, ok", [(3.4e38, True), (-3.4e38, True), (3.5e38, False), (1e39, False), (10**400, False)])
+def test_a_score_must_fit_into_fp32(score, ok):
+    if ok:
+        assert check_scores([score], 1, "mine", ["q"]) == [score]
+    else:
+        with pytest.raises(RewardError, match="expected a finite number, got .*; fp32, which keeps it, ends at 3.4e\\+38"):
+            check_scores([score], 1, "mine", ["q"])
+
+
 def test_a_reward_cannot_change_the_batch():
     queries, responses = ["a"], ["b"]
     with pytest.raises(RewardError):
@@ -153,6 +177,11 @@ def test_bad_specs_show_the_column(parse, spec, column, problem):
     assert str(info.value).endswith(f"\n    {spec}\n    {' ' * (column - 1)}^")
 
 
+def test_the_sources_that_import_code_are_known_without_importing_it():
+    assert own_functions('model:"a b" - 2*os:getcwd + rule:length + human + 0*a.b:c') == ["os:getcwd", "a.b:c"]
+    assert own_functions("rule:length=3 + model:x:y") == [] and "a.b" not in sys.modules
+
+
 def test_a_weighted_sum_by_hand(parse):
     """model:DIR gives 3, rule:length 3 of 12 words = 0.25: 0.5*3 - 2*0.25 = 1."""
     scores, parts = parse("0.5*model:DIR - 2*rule:length").parts(["q"], ["one two three"])
@@ -162,7 +191,7 @@ def test_a_weighted_sum_by_hand(parse):
 
 
 def test_a_sum_that_overflows_is_refused(parse):
-    huge = Reward([(1e300, "mine", lambda queries, responses: [1e300])])
+    huge = Reward([(1e300, "mine", lambda queries, responses: [1e30])])
     with pytest.raises(RewardError, match="mine, query 'q': expected a finite number, got float inf"):
         huge(["q"], ["r"])
 

@@ -7,10 +7,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import torch
 
+from minippo.files.tokenizer import train_bpe
 from minippo.training import data
 from minippo.training.data import (Pair, load_labelled, load_pairs, load_prompts, make_reviews, preference_pairs,
-                          review_queries, true_score)
+                                   review_queries, split, true_score)
 
 RT_POLARITY = Path(__file__).parents[2] / ".." / "shared" / "rt-polarity"
 
@@ -75,6 +77,16 @@ def test_files_that_hold_no_text(tmp_path):
         load_prompts(write(tmp_path / "empty.txt", "", " "))
     with pytest.raises(FileNotFoundError):
         load_prompts(tmp_path / "none.txt")
+
+
+def test_a_file_without_end_is_refused_and_a_pipe_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "LARGEST", 1000)
+    if Path("/dev/zero").exists():
+        with pytest.raises(ValueError, match="/dev/zero has more than 0 MiB"):
+            load_prompts("/dev/zero")
+    assert data.read_bytes(write(tmp_path / "limit", "x" * 999)) == b"x" * 999 + b"\n"
+    raw = data.read_bytes(write(tmp_path / "prompts", "a film", "a boat"))
+    assert load_prompts("no/such/file", raw) == ["a film", "a boat"]
 
 
 def test_pairs(tmp_path):
@@ -230,3 +242,52 @@ def test_pairs_follow_the_true_score():
         assert true_score(query + chosen) > true_score(query + rejected)
         assert true_score(query) == 0.5 and chosen[0] == rejected[0] == " "
         assert chosen.endswith(".") and rejected.endswith(".")
+
+
+# --- training and held-out parts ------------------------------------------------------------------
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_split_parts_the_examples_and_follows_its_seed():
+    examples = [f"text {i}" for i in range(40)]
+    training, held_out = split(examples, 0.25, generator(1))
+    assert (len(training), len(held_out)) == (30, 10)
+    assert sorted(training + held_out) == sorted(examples)
+    assert split(examples, 0.25, generator(1)) == (training, held_out)
+    assert split(examples, 0.25, generator(2))[1] != held_out
+    assert held_out != examples[:10], "not shuffled: files are often sorted by label"
+
+
+@pytest.mark.parametrize("share, count", [(0.0, 0), (0.01, 1), (0.1, 1), (0.5, 5)])
+def test_split_rounds_but_holds_out_one_where_it_should_hold_out_any(share, count):
+    assert len(split(list(range(10)), share, generator())[1]) == count
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_copy_of_a_held_out_example_is_trained_on(seed):
+    training, held_out = split(["a", "b", "c", "d"] * 3, 0.2, generator(seed))
+    assert not set(training) & set(held_out)
+
+
+@pytest.mark.parametrize("examples, share", [(["a"], 0.1), (["a", "a"], 0.1), ([], 0.0)])
+def test_split_with_nothing_left_to_train_on(examples, share):
+    with pytest.raises(ValueError, match=f"{len(examples)} examples, .* too few"):
+        split(examples, share, generator())
+
+
+# --- texts of tokens ------------------------------------------------------------------------------
+
+def test_a_token_without_a_text_is_a_visible_mark():
+    """A vocabulary padded to 264 for a tokenizer of 257; 0xe9 alone is no character, as everywhere."""
+    tokenizer = train_bpe([], 257)
+    hi = tokenizer.encode("hi")
+    assert data.text_of(tokenizer, torch.tensor([*hi, 260, 263, *hi])) == "hi\ufffd\ufffdhi"
+    assert data.text_of(tokenizer, [260, 256], skip_special_tokens=True) == "\ufffd" and data.text_of(tokenizer, []) == ""
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused():
+    data.check_vocabulary(train_bpe([], 257), 264, "m")
+    with pytest.raises(ValueError, match="m: the tokenizer has 257 tokens, the model 256; give a folder whose two belong"):
+        data.check_vocabulary(train_bpe([], 257), 256, "m")

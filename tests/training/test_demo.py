@@ -20,7 +20,8 @@ from minippo.training.data import review_queries
 from minippo.training.demo import DemoConfig, measure, plan_ppo, run_demo, run_stages
 from minippo.policy import GPT2WithValueHead
 from minippo.scoring.reward_model import RewardModel
-from minippo.training.run import Result, newest_checkpoint
+from minippo.training.run import Result
+from minippo.training.run_folder import newest_checkpoint
 
 # three optimizer steps a stage: it writes noise, but all that the demo does happens
 INSTANT = dict(width=32, reviews=200, pretrain_steps=3, pairs=30, steps=2, batch_size=4, device="cpu")
@@ -102,7 +103,7 @@ def test_it_ends_with_the_same_openings_side_by_side_the_numbers_and_the_report(
 
 
 def test_noise_cannot_steer_the_terminal(instant):
-    """A policy that has learnt nothing writes bytes such as BEL and ESC; they are printed as question marks."""
+    """A policy that has learnt nothing writes bytes such as BEL and ESC; they are printed as escapes."""
     assert all(char.isprintable() or char == "\n" for char in table(instant[1]))
 
 
@@ -127,10 +128,10 @@ def test_a_second_call_shows_the_result_again_whatever_the_number_of_threads(ins
 def test_an_interrupted_demo_continues_to_the_same_bits(instant, tmp_path, monkeypatch):
     """Ctrl-C in stage 2, another call, and all weights are those of a demo that nobody interrupted.
 
-    A .lock alone is what a demo leaves that was killed at its very beginning.
+    A .lock and half a file or folder is what a demo leaves that was killed at its very beginning.
     """
     out, printed = instant
-    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "pretrained.tmp-minippo-0123abcd").mkdir(parents=True)
     (tmp_path / "demo" / ".lock").touch()
 
     def interrupted(*arguments):
@@ -147,7 +148,7 @@ def test_an_interrupted_demo_continues_to_the_same_bits(instant, tmp_path, monke
 
 
 def test_a_signal_during_ppo_is_the_exit_status(instant, monkeypatch):
-    monkeypatch.setattr(demo, "train", lambda run, ppo, resume: Result(130, 1, None))
+    monkeypatch.setattr(demo, "train", lambda run, ppo, resume, score_fn: Result(130, 1, None))
     status, printed = run(instant[0], **INSTANT)
     assert status == 130 and "the same command continues" in printed and "BEFORE" not in printed
 
@@ -171,9 +172,23 @@ def test_other_settings_are_refused_and_named(instant):
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="is not empty.* no demo; choose another --out"):
+    with pytest.raises(ValueError, match="is no demo's folder, and thesis.txt is in it: nothing was touched; choose an empty or new --out"):
         run(tmp_path, **INSTANT)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_quote_in_the_name_of_the_folder_is_no_problem(instant, tmp_path):
+    """The demo's reward is made by the program, not read from a text in the folder."""
+    out = tmp_path / 'q"q + 0*x'
+    status, printed = run(out, **INSTANT)
+    assert status == 0 and table(printed) == table(instant[1])
+
+
+def test_a_demo_json_of_something_else_is_named(tmp_path):
+    for content in ("[1]", "{", "null"):
+        (tmp_path / "demo.json").write_text(content)
+        with pytest.raises(ValueError, match="demo.json is not what a demo notes; choose another --out"):
+            run(tmp_path, **INSTANT)
 
 
 @pytest.mark.parametrize("settings, message", [

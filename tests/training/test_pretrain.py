@@ -1,9 +1,8 @@
 """Next-token training: the rows, the split, the learning rate by hand, and a model that learns a rhyme.
 
-    python -m pytest tests/test_pretrain.py
+    python -m pytest tests/training/test_pretrain.py
 """
 
-import io
 import math
 
 import pytest
@@ -11,7 +10,8 @@ import torch
 
 from minippo.training import pretrain as module
 from minippo.gpt2 import GPT2, GPT2Config
-from minippo.training.pretrain import PretrainConfig, Progress, learning_rate_at, pack, pretrain, rows_loss, split
+from minippo.training.data import split
+from minippo.training.pretrain import PretrainConfig, learning_rate_at, pack, pretrain, rows_loss
 from minippo.training.bpe import train_bpe
 
 BYTES = train_bpe([], 257)                       # no merges: a token for each byte in GPT-2's order, then EOS
@@ -77,35 +77,6 @@ def test_learning_rate_by_hand():
     assert rates[99] > 0 and rates[100] == 0
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert learning_rate_at(0, PretrainConfig(steps=1, learning_rate=1.0)) == 1
-
-
-# --- the split ------------------------------------------------------------------------------------
-
-def test_split_parts_the_examples_and_follows_its_seed():
-    examples = [f"text {i}" for i in range(40)]
-    training, held_out = split(examples, 0.25, generator(1))
-    assert (len(training), len(held_out)) == (30, 10)
-    assert sorted(training + held_out) == sorted(examples)
-    assert split(examples, 0.25, generator(1)) == (training, held_out)
-    assert split(examples, 0.25, generator(2))[1] != held_out
-    assert held_out != examples[:10], "not shuffled: files are often sorted by label"
-
-
-@pytest.mark.parametrize("share, count", [(0.0, 0), (0.01, 1), (0.1, 1), (0.5, 5)])
-def test_split_rounds_but_holds_out_one_where_it_should_hold_out_any(share, count):
-    assert len(split(list(range(10)), share, generator())[1]) == count
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_no_copy_of_a_held_out_example_is_trained_on(seed):
-    training, held_out = split(["a", "b", "c", "d"] * 3, 0.2, generator(seed))
-    assert not set(training) & set(held_out)
-
-
-@pytest.mark.parametrize("examples, share", [(["a"], 0.1), (["a", "a"], 0.1), ([], 0.0)])
-def test_split_with_nothing_left_to_train_on(examples, share):
-    with pytest.raises(ValueError, match=f"{len(examples)} examples, .* too few"):
-        split(examples, share, generator())
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -182,48 +153,3 @@ def test_bad_input_is_refused(texts, config, sizes, message):
 def test_a_bad_configuration_names_the_field(field, value):
     with pytest.raises(ValueError, match=field):
         PretrainConfig(**{field: value})
-
-
-# --- progress -------------------------------------------------------------------------------------
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def count_up(monkeypatch, seconds_a_step: float) -> None:
-    """Three steps of this length, by a clock of our own."""
-    clock = iter(range(100))
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock) * seconds_a_step)
-    progress = Progress("pretraining", 3)
-    for step in (1, 2, 3):
-        progress.show(step, "loss 0.500")
-    progress.finish("loss 0.250")
-
-
-def test_progress_is_one_line_where_nobody_watches(monkeypatch, capsys):
-    count_up(monkeypatch, 1.0)
-    assert capsys.readouterr().out == "pretraining: 3 steps, loss 0.250, 4 s\n"
-
-
-def test_progress_of_a_continued_run_counts_what_was_done_before(monkeypatch, capsys):
-    """Step 11 of 13, of which 10 were done before: 100 s for one, hence 200 s for two."""
-    clock = iter([0.0, 100.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    Progress("PPO", 13, done=10).show(11, "score 1.000")
-    assert capsys.readouterr().out == "PPO: step 11 of 13, score 1.000, 200 s left\n"
-
-
-def test_progress_of_a_long_run_reaches_a_log_file(monkeypatch, capsys):
-    """At 60 s a step the first line comes after the first, when two more will take 120 s."""
-    count_up(monkeypatch, 60.0)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "pretraining: step 1 of 3, loss 0.500, 120 s left" and len(lines) == 4
-
-
-def test_progress_rewrites_its_line_at_a_terminal(monkeypatch):
-    output = Terminal()
-    monkeypatch.setattr(module.sys, "stdout", output)
-    count_up(monkeypatch, 1.0)
-    assert output.getvalue().count("\r") == 4 and output.getvalue().count("\n") == 1
-    assert output.getvalue().endswith("\n") and "step 3 of 3" in output.getvalue()

@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import threading
 import time
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,8 +22,14 @@ from minippo.files.checkpoint import verify_folder
 from minippo.gpt2 import GPT2Config
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
-from minippo.scoring.rewards import RewardError, StopRun
-from minippo.training.run import Job, Log, RunConfig, differences, learning_rate, lock, next_batch, train
+from minippo.scoring.rewards import Reward, RewardError, StopRun
+from minippo.training import batch as batch_module
+from minippo.training import run_folder
+from minippo.training.config import RunConfig, differences
+from minippo.training.run import train
+from minippo.training.run_folder import lock
+from minippo.files.safetensors import read_safetensors
+from minippo.files.tokenizer import load_tokenizer
 from minippo.training.bpe import train_bpe
 
 REVIEWS = ["the film is a joy", "the film is a bore", "this story is dull and long", "a dog and a boat", "it is fun",
@@ -58,7 +62,7 @@ def lines(path: Path) -> list[dict]:
 
 def history(out: Path) -> dict:
     """All that must not depend on interruptions: metrics without times, samples, and every tensor of the last checkpoint."""
-    newest = run_module.newest_checkpoint(out)
+    newest = run_folder.newest_checkpoint(out)
     metrics = [{key: value for key, value in line.items() if key not in TIMES and not key.startswith("time/")}
                for line in lines(out / "metrics.jsonl")]
     return {"metrics": metrics, "samples": lines(out / "samples.jsonl"), "checkpoint": newest.name,
@@ -175,39 +179,10 @@ def test_one_line_for_the_whole_run(base, tmp_path, capsys):
     assert capsys.readouterr().out.split("\n")[-2:] == ["PPO: 2 of 3 steps are done", ""]
 
 
-def test_a_sample_cannot_steer_the_terminal():
-    sample = {"query": "clear", "response": " it\x1b[2J\nnow", "score": 0.5, "kl": 1.0}
-    assert run_module.sample_line(sample) == "    score   0.500  kl   1.00  clear | it\\x1b[2J\\nnow"
-
-
-def test_queries_are_cut_and_each_pass_takes_every_prompt_once(base, tmp_path):
-    """8 prompts of 5 tokens, batches of 4: two updates are one pass."""
-    prompts = [[i, 1, 2, 3, 4] for i in range(8)]
-    run = RunConfig("", "", "", "", query_tokens=(2, 4), max_new_tokens=(3, 6))
-    job = Job(run, PPOConfig(batch_size=4), tmp_path, prompts, None, None, None)
-    batches = [next_batch(job, taken) for taken in (0, 4, 8, 12)]
-    firsts = [int(query[0]) for queries, _ in batches for query in queries]
-    assert sorted(firsts[:8]) == sorted(firsts[8:]) == list(range(8)) and firsts[:8] != firsts[8:]
-    assert {len(query) for queries, _ in batches for query in queries} == {2, 3, 4}
-    assert {limit for _, limits in batches for limit in limits} == {3, 4, 5, 6}
-    again = next_batch(job, 4)
-    assert [query.tolist() for query in again[0]] == [query.tolist() for query in batches[1][0]] and again[1] == batches[1][1]
-
-
-@pytest.mark.parametrize("text, after, part", [
-    ("a.b.c", 0, "a."), ("a.b.c", 1, "a."), ("a.b.c", 2, "a.b."), ("a.b.c", 4, None), ("abc", 0, None), (".", 0, ".")])
-def test_the_scored_part_by_hand(text, after, part):
-    """Up to the first full stop behind `after` tokens; here a token is a character."""
-    tokenizer = SimpleNamespace(decode=lambda tokens: "".join(map(chr, tokens)))
-    job = SimpleNamespace(run=SimpleNamespace(truncate_at=".", truncate_after=after), tokenizer=tokenizer)
-    found = run_module.scored_part(job, torch.tensor([ord(c) for c in text]))
-    assert (None if found is None else tokenizer.decode(found.tolist())) == part
-
-
 def test_truncate_and_penalise(base, tmp_path, monkeypatch):
     """Every second response is cut to its first token before it is scored, the others have no end and score -7."""
     cuts, seen = iter([1, None] * 2), []
-    monkeypatch.setattr(run_module, "scored_part", lambda job, response: None if (n := next(cuts)) is None else response[:n])
+    monkeypatch.setattr(batch_module, "scored_part", lambda job, response: None if (n := next(cuts)) is None else response[:n])
 
     def score_fn(queries, responses):
         seen.extend(responses)
@@ -225,28 +200,8 @@ def test_updates_go_on_through_the_prompts(base, tmp_path):
     assert sorted(seen[:8]) == sorted(REVIEWS) and len(seen) == 9
 
 
-@pytest.mark.parametrize("schedule, warmup, expected", [
-    ("constant", 0, [1, 1, 1, 1]), ("constant", 2, [0.5, 1, 1, 1]),
-    ("linear", 0, [1, 0.75, 0.5, 0.25]),                                               # 1 - (step - 1) / 4
-    ("linear", 2, [0.5, 1, 1, 0.5]),
-    ("cosine", 0, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),                           # cos 45 degrees is sqrt(1/2)
-])
-def test_learning_rate_schedules_by_hand(schedule, warmup, expected):
-    run = RunConfig("", "", "", "", steps=4, lr_schedule=schedule, warmup=warmup)
-    assert [learning_rate(run, PPOConfig(learning_rate=1.0), step) for step in (1, 2, 3, 4)] == pytest.approx(expected)
-
-
 def test_the_schedule_reaches_the_optimizer(reference):
     assert [line["ppo/learning_rate"] for line in reference["metrics"]] == pytest.approx([0.01, 0.01, 0.01 * 2 / 3, 0.01 / 3])
-
-
-@pytest.mark.parametrize("field, value", [
-    ("steps", 0), ("steps", 2.5), ("save_every", 0), ("keep_checkpoints", 0), ("warmup", -1), ("query_tokens", 0),
-    ("query_tokens", (4, 2)), ("query_tokens", (1, 2, 3)), ("max_new_tokens", None), ("max_new_tokens", "20"),
-    ("lr_schedule", "exponential")])
-def test_bad_settings_are_refused(field, value):
-    with pytest.raises(ValueError, match=f"RunConfig: {field} must"):
-        RunConfig("m", "p", "r", "o", **{field: value})
 
 
 # --- resume ---------------------------------------------------------------------------------------
@@ -288,16 +243,16 @@ def kill_at_every_write(base: Path, work: Path) -> dict:
         os.fsync = lambda descriptor: tick("fsync", ())
         sys.addaudithook(tick)
 
-    def save_in_copies(job, state, logs):
+    def save_in_copies(out, trainer, state, logs, keep):
         nonlocal operations
-        status = 9 if job.trainer.steps_done == 3 else 0
+        status = 9 if trainer.steps_done == 3 else 0
         while status == 9:
             operations += 1
             shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(job.out, copy)
-            status = status_of(forked(lambda: (die_at(operations), save(job._replace(out=copy), state, logs))))
-            assert run_module.checkpoints(copy), f"killed at operation {operations}: no checkpoint left"
-            for folder in run_module.checkpoints(copy):
+            shutil.copytree(out, copy)
+            status = status_of(forked(lambda: (die_at(operations), save(copy, trainer, state, logs, keep))))
+            assert run_folder.checkpoints(copy), f"killed at operation {operations}: no checkpoint left"
+            for folder in run_folder.checkpoints(copy):
                 verify_folder(folder)                                  # what can be seen is whole
             left = {str(path.relative_to(copy)) for path in copy.rglob("*") if ".tmp-" not in str(path)}
             if frozenset(left) not in seen:                            # the same files need no second look
@@ -306,7 +261,7 @@ def kill_at_every_write(base: Path, work: Path) -> dict:
                 start(base, copy, resume=True, **settings)
                 assert history(copy) == expected, f"killed at operation {operations}"
                 assert not list(copy.glob("*.tmp-*"))
-        return save(job, state, logs)
+        return save(out, trainer, state, logs, keep)
 
     run_module.save = save_in_copies
     start(base, work / "run", **settings)
@@ -319,7 +274,7 @@ def kill_at_random(base: Path, out: Path) -> dict:
         return forked(lambda: start(base, folder, resume=True))
 
     begin = time.monotonic()
-    assert status_of(go(out / "timed")) == 0
+    assert status_of(go(out.with_name("timed"))) == 0
     whole, rng, kills = time.monotonic() - begin, random.Random(0), 0
     for _ in range(12):
         pid = go(out)
@@ -338,7 +293,7 @@ def signal_twice_while_saving(base: Path, out: Path) -> dict:
         def interrupted(path, tensors, metadata=None):
             write_safetensors(path, tensors, metadata)
             calls.append(path)
-            if len(calls) == 5:                                        # three files a checkpoint
+            if len(calls) == 2:
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
         checkpoint.write_safetensors = interrupted
@@ -380,7 +335,7 @@ def test_killed_at_random_moments(deaths, reference):
 def test_a_second_signal_ends_the_process_at_once_and_harms_nothing(deaths, base, reference):
     out = deaths["work"] / "signals"
     assert deaths["status"] == 130
-    assert [path.name for path in run_module.checkpoints(out)] == ["checkpoint-000001"]
+    assert [path.name for path in run_folder.checkpoints(out)] == ["checkpoint-000001"]
     start(base, out, resume=True)
     assert history(out) == reference
 
@@ -414,7 +369,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(base, tmp_path, reference
 
 
 def test_resume_without_a_run_starts_at_the_beginning(base, tmp_path, reference):
-    (tmp_path / "checkpoint-000001.tmp-99").mkdir()                                    # of a first save that was killed
+    (tmp_path / "checkpoint-000001.tmp-minippo-0123abcd").mkdir()                      # of a first save that was killed
     start(base, tmp_path, resume=True)
     assert history(tmp_path) == reference
     assert not list(tmp_path.glob("*.tmp-*"))
@@ -430,7 +385,7 @@ def test_changed_settings_are_listed_and_refused(base, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(base / "reference", out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.5; query_tokens: \[1, 3\] -> None; steps: 4 -> 5. Give them"):
+    with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.5; query_tokens: \[1, 3\] -> None. Give them"):
         start(base, out, resume=True, learning_rate=0.5, query_tokens=None, steps=5, save_every=3)
     assert all(path.read_bytes() == content for path, content in before.items())
 
@@ -444,8 +399,9 @@ def test_an_allowed_change_holds_from_there_on(base, tmp_path, capsys):
     metrics = lines(tmp_path / "metrics.jsonl")
     assert [line["ppo/learning_rate"] for line in metrics] == [0.01, 0.01, 0.5]
     assert [line["objective/kl_coef"] for line in metrics] == [0.2, 0.2, 0.7]
-    groups = json.loads((tmp_path / "checkpoint-000003" / "trainer.json").read_text())["optimizer_groups"]
-    assert [group["eps"] for group in groups] == [1e-3]
+    newest = tmp_path / "checkpoint-000003"
+    state = checkpoint.unpack(json.loads((newest / "trainer.json").read_text()), read_safetensors(newest / "trainer.safetensors"))
+    assert [group["eps"] for group in state["optimizer"]["param_groups"]] == [1e-3]
     assert json.loads((tmp_path / "config.json").read_text())["ppo"]["learning_rate"] == 0.5
 
 
@@ -458,6 +414,30 @@ def test_what_does_not_reach_the_computation_may_change(base, tmp_path):
     (tmp_path / "same.txt").write_text("other prompts\n")
     with pytest.raises(ValueError, match="prompts_sha256"):
         start(base, tmp_path / "b", resume=True, steps=2, lr_schedule="constant", prompts=str(tmp_path / "same.txt"))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_more_updates_need_no_permission(base, tmp_path, schedule, capsys):
+    """Under a schedule there is a warning: update 3 of 4 comes at another rate than update 3 of 3 would."""
+    start(base, tmp_path, steps=2, warmup=0, lr_schedule=schedule)
+    assert start(base, tmp_path, steps=4, warmup=0, lr_schedule=schedule, resume=True).steps_done == 4
+    rates = [line["ppo/learning_rate"] for line in lines(tmp_path / "metrics.jsonl")]
+    wanted = {"constant": [0.01] * 4, "linear": [0.01, 0.005, 0.005, 0.0025], "cosine": [0.01, 0.005, 0.005, 0.01 * (0.5 - 0.5**1.5)]}
+    assert rates == pytest.approx(wanted[schedule])
+    warned = "changed: steps: 2 -> 4; the learning rate now falls to 0 at the new end" in capsys.readouterr().err
+    assert warned == (schedule != "constant")
+
+
+def test_prompts_from_a_pipe_are_read_once(base, tmp_path):
+    reading, writing = os.pipe()
+    os.write(writing, b"the film\na dog\n")
+    os.close(writing)
+    start(base, tmp_path / "a", prompts=f"/dev/fd/{reading}", steps=1)
+    os.close(reading)
+    (tmp_path / "same.txt").write_bytes(b"the film\na dog\n")
+    start(base, tmp_path / "b", prompts=str(tmp_path / "same.txt"), steps=1)
+    records = [json.loads((tmp_path / name / "config.json").read_text())["prompts_sha256"] for name in "ab"]
+    assert records[0] == records[1] and history(tmp_path / "a") == history(tmp_path / "b")
 
 
 def test_another_torch_or_number_of_threads_is_a_difference(base):
@@ -508,18 +488,31 @@ def test_prompts_that_do_not_fit_the_model_are_refused(base, tmp_path):
 
 # --- signals --------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("signum, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_finishes_the_update_saves_and_is_reported(base, tmp_path, signum, status):
     def send_in_update_2(queries, responses):
         send_in_update_2.calls += 1
         if send_in_update_2.calls == 2:
-            os.kill(os.getpid(), signum)
+            for _ in range(1 + (signum == signal.SIGHUP)):                             # a shell and the kernel send that one both
+                os.kill(os.getpid(), signum)
         return [0.0] * len(queries)
     send_in_update_2.calls = 0
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert start(base, tmp_path, score_fn=send_in_update_2, save_every=10) == (status, 2, tmp_path / "checkpoint-000002")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert len(lines(tmp_path / "metrics.jsonl")) == 2 and (tmp_path / "report.html").exists()
+
+
+def test_a_run_without_a_terminal_to_lose_ignores_its_end(base, tmp_path, monkeypatch):
+    """nohup ignores SIGHUP, and so it stays."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        hang_up = lambda queries, responses: os.kill(os.getpid(), signal.SIGHUP) or [0.0] * len(queries)        # noqa: E731
+        assert start(base, tmp_path / "a", score_fn=hang_up, steps=2).steps_done == 2
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    monkeypatch.delattr(signal, "SIGHUP")                                              # Windows
+    assert start(base, tmp_path / "b", steps=1).steps_done == 1
 
 
 def test_a_run_outside_the_main_thread_leaves_signals_alone(base, tmp_path):
@@ -532,10 +525,22 @@ def test_a_run_outside_the_main_thread_leaves_signals_alone(base, tmp_path):
 
 # --- rewards --------------------------------------------------------------------------------------
 
+class Nonsense(BaseException):
+    pass
+
+
+def raising(error):
+    raise error
+
+
 @pytest.mark.parametrize("fault, message", [
     (lambda queries: 1 / 0, "update 3: reward my_reward raised ZeroDivisionError: .*first query '.+'.*checkpoint-000002"),
     (lambda queries: [1.0] * 3, "update 3: reward my_reward: expected 4 scores, got 3"),
     (lambda queries: [1.0, None, 1.0, 1.0], "update 3: reward my_reward, query '.+': expected a finite number, got NoneType"),
+    (lambda queries: [1.0, 1e39, 1.0, 1.0], "update 3: reward my_reward, query '.+': expected a finite number, got float 1e\\+39; fp32"),
+    (lambda queries: sys.exit(0), "update 3: reward my_reward raised SystemExit: 0 .*checkpoint-000002: mend the reward"),
+    (lambda queries: raising(KeyboardInterrupt), "update 3: reward my_reward raised KeyboardInterrupt"),
+    (lambda queries: raising(Nonsense), "update 3: reward my_reward raised Nonsense"),
 ])
 def test_a_reward_that_fails_loses_nothing(base, tmp_path, fault, message):
     def faulty(queries, responses):
@@ -575,6 +580,89 @@ def test_a_human_reward_stops_and_goes_on_where_it_stopped(base, tmp_path, monke
 
     start(base, tmp_path / "replay", reward="human", steps=2, score_fn=lambda q, r: [ratings[pair] for pair in zip(q, r)])
     assert history(out) == history(tmp_path / "replay")
+
+
+def test_a_reward_may_come_as_an_object_of_parts(base, tmp_path):
+    parts = Reward([(1.0, "one", lambda queries, responses: [1.0] * 4), (0.0, "other", lambda queries, responses: [5.0] * 4)])
+    start(base, tmp_path, steps=1, score_fn=parts, use_score_scaling=False, use_score_norm=False)
+    [line] = lines(tmp_path / "metrics.jsonl")
+    assert (line["ppo/mean_scores"], line["score/one"], line["score/other"]) == (1.0, 1.0, 5.0)
+
+
+# --- other errors ---------------------------------------------------------------------------------
+
+def failing_step(monkeypatch, at: int, error: BaseException, moved: bool) -> None:
+    """Let the step of this update raise, before or after its first optimizer step."""
+    step = PPOTrainer.step
+
+    def fail(self, *args):
+        if self.steps_done + 1 == at:
+            self.generator.manual_seed(99)
+            if moved:
+                self.optimizer.step()
+            raise error
+        return step(self, *args)
+    monkeypatch.setattr(PPOTrainer, "step", fail)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), MemoryError(), SystemExit(3), KeyError("x")], ids=repr)
+def test_any_error_before_the_weights_move_saves_what_was_learnt(base, tmp_path, monkeypatch, capsys, error):
+    """And leaves the run as before the update, its generator too: resumed, it goes on as if nothing had happened."""
+    with monkeypatch.context() as patch:
+        failing_step(patch, 3, error, moved=False)
+        with pytest.raises(type(error), match=None if isinstance(error, KeyError) else "out of memory.*000002|shapes|3"):
+            start(base, tmp_path / "run", save_every=10)
+    said = capsys.readouterr().err
+    assert isinstance(error, MemoryError) or f"update 3 failed; the newest checkpoint is {tmp_path / 'run' / 'checkpoint-000002'}" in said
+    start(base, tmp_path / "run", save_every=10, resume=True)
+    start(base, tmp_path / "uninterrupted", save_every=10)
+    assert history(tmp_path / "run") == history(tmp_path / "uninterrupted")
+
+
+def test_weights_in_the_middle_of_an_update_are_not_saved(base, tmp_path, monkeypatch, reference):
+    with monkeypatch.context() as patch:
+        failing_step(patch, 3, RuntimeError("in the middle"), moved=True)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            start(base, tmp_path, save_every=10)
+    assert run_folder.checkpoints(tmp_path) == []
+    start(base, tmp_path, resume=True)
+    assert history(tmp_path) == reference
+
+
+def test_an_error_on_a_full_disk_is_still_the_error(base, tmp_path, monkeypatch, capsys):
+    failing_step(monkeypatch, 2, RuntimeError("shapes do not match"), moved=False)
+    monkeypatch.setattr(run_module, "save", lambda *args: raising(OSError(28, "No space left on device")))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        start(base, tmp_path)
+    assert capsys.readouterr().err.count("no checkpoint of update 1: [Errno 28]") == 2
+
+
+def test_compiling_without_a_compiler_says_what_it_needs(base, tmp_path, monkeypatch):
+    error = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})("InvalidCxxCompiler: none found\nmore")
+    monkeypatch.setattr(PPOTrainer, "generate", lambda *args, **kwargs: raising(error))
+    with pytest.raises(OSError, match="torch.compile failed .InductorError: InvalidCxxCompiler: none found.; .* without --compile"):
+        start(base, tmp_path, compile=True)
+
+
+# --- vocabularies ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("padding", [-1, 40])
+def test_the_sizes_of_model_and_tokenizer_are_compared_at_the_start(base, tmp_path, padding):
+    """A padded vocabulary is legal: a token without a text is U+FFFD for the reward, in samples and in traces."""
+    tokenizer, seen = load_tokenizer(base / "model"), []
+    config = GPT2Config(tokenizer.vocab_size + padding, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    policy = GPT2WithValueHead(config, generator=torch.Generator().manual_seed(0))
+    policy.transformer.wte.weight.data[tokenizer.vocab_size:] *= 20                    # likely ones
+    policy.save_pretrained(tmp_path / "model", tokenizer)
+    settings = dict(model=str(tmp_path / "model"), steps=2, follow=4, score_fn=lambda q, r: seen.extend(r) or [0.0] * len(r))
+    if padding < 0:
+        with pytest.raises(ValueError, match="the tokenizer has 290 tokens, the model 289; give a folder whose two belong together"):
+            start(base, tmp_path / "run", **settings)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+        return
+    start(base, tmp_path / "run", **settings)
+    traced = [line for line in lines(tmp_path / "run" / "samples.jsonl") if "trace" in line]
+    assert sum("\ufffd" in text for text in seen) > 2 and any("\ufffd" in token for line in traced for token in line["trace"]["token"])
 
 
 # --- numbers that are not finite ------------------------------------------------------------------
@@ -632,22 +720,6 @@ def test_a_full_disk_for_the_metrics_is_a_warning(base, tmp_path, capsys):
     assert start(base, tmp_path, steps=4, lr_schedule="constant", resume=True).steps_done == 4
     assert capsys.readouterr().err.count("metrics.jsonl (") == 1                       # once
     verify_folder(tmp_path / "checkpoint-000004")
-
-
-def test_lines_wait_until_there_is_room(tmp_path, capsys):
-    """Lines of 12 bytes where files may have 30: two fit, the third is taken back whole and comes when there is room."""
-    log = Log(tmp_path / "log", 0)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30, hard))                          # Python ignores SIGXFSZ: write fails
-        for step in (1, 2, 3):
-            log.write([{"step": step}])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (tmp_path / "log").read_bytes() == b'{"step": 1}\n{"step": 2}\n' and log.sync() == 24
-    log.write([{"step": 4, "x": float("nan")}])
-    assert lines(tmp_path / "log") == [{"step": 1}, {"step": 2}, {"step": 3}, {"step": 4, "x": None}]
-    log.file.close()
 
 
 def test_a_full_disk_for_a_checkpoint_keeps_the_old_one(base, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,124 @@
+"""One update of a run: the next prompts, responses, their texts and scores, a PPO step, and what is noted of it.
+
+An update is a function of the checkpoint: the sampling generator is the trainer's, and prompts and lengths are drawn by generators
+made anew from the seed and a counter.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..files.tokenizer import Tokenizer
+from ..ppo import PPOConfig, PPOTrainer
+from ..scoring.rewards import Reward
+from .config import RunConfig, span
+from .data import text_of
+from .evaluate import traces
+from .run_folder import RunState
+
+
+class Job(NamedTuple):
+    """What stays the same during a run."""
+    run: RunConfig
+    config: PPOConfig
+    out: Path
+    prompts: list[list[int]]            # token ids
+    tokenizer: Tokenizer
+    reward: Reward
+    trainer: PPOTrainer
+
+
+@lru_cache(maxsize=2)
+def shuffled(n: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(n))
+    random.Random(f"prompts {seed} {epoch}").shuffle(order)
+    return order
+
+
+def next_batch(job: Job, taken: int) -> tuple[list[Tensor], list[int]]:
+    """The next batch_size queries and the limits of their responses, in tokens. Each pass over the prompts is shuffled anew.
+
+    `taken`: how many prompts the batches before this one took. It and the seed decide everything here.
+    """
+    run, seed, queries, limits = job.run, job.config.seed, [], []
+    rng = random.Random(f"lengths {seed} {taken}")
+    for i in range(taken, taken + job.config.batch_size):
+        epoch, at = divmod(i, len(job.prompts))
+        prompt = job.prompts[shuffled(len(job.prompts), seed, epoch)[at]]
+        if run.query_tokens is not None:
+            prompt = prompt[:rng.randint(*span(run.query_tokens))]
+        queries.append(torch.tensor(prompt))
+        limits.append(rng.randint(*span(run.max_new_tokens)))
+    return queries, limits
+
+
+def learning_rate(run: RunConfig, config: PPOConfig, step: int) -> float:
+    """Of update `step`, counted from 1: linear warmup, then the schedule. It never is quite 0."""
+    if step <= run.warmup:
+        return config.learning_rate * step / run.warmup
+    done = (step - 1 - run.warmup) / (run.steps - run.warmup) if run.lr_schedule != "constant" else 0.0
+    shape = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return config.learning_rate * shape[run.lr_schedule]
+
+
+def scored_part(job: Job, response: Tensor) -> Tensor | None:
+    """What of a response is scored: all of it, or up to the token that holds truncate_at; None where that never comes."""
+    if job.run.truncate_at is None:
+        return response
+    texts = [text_of(job.tokenizer, [token]) for token in response.tolist()]
+    end = next((i for i, text in enumerate(texts) if i >= job.run.truncate_after and job.run.truncate_at in text), None)
+    return None if end is None else response[:end + 1]
+
+
+def run_update(job: Job, state: RunState, batch: dict) -> tuple[dict, list[dict]]:
+    """One update: queries, responses, scores, PPO. Returns its line of metrics and the samples to keep.
+
+    `batch` receives the batch as it comes about, so that after an error there is something to look at.
+    """
+    run, trainer, start = job.run, job.trainer, time.perf_counter()
+    step = batch["step"] = trainer.steps_done + 1
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = learning_rate(run, job.config, step)
+
+    queries, limits = next_batch(job, state.prompts_taken)
+    batch["queries"] = [text_of(job.tokenizer, query) for query in queries]
+    responses = trainer.generate(queries, max_new_tokens=limits, temperature=job.config.temperature)
+    responses = [response.cpu() for response in responses]
+    batch["responses"] = [text_of(job.tokenizer, response, True) for response in responses]      # without the EOS that ends it
+    parts_scored = [scored_part(job, response) for response in responses]
+    texts = [text_of(job.tokenizer, response if part is None else part, True) for response, part in zip(responses, parts_scored)]
+    scores, batch["parts"] = job.reward.parts(batch["queries"], texts)
+    batch["scores"] = [run.truncate_penalty if part is None else score for part, score in zip(parts_scored, scores)]
+
+    samples = []
+    if step == 1:
+        state.followed = [{"query": query.tolist(), "response": response.tolist(), "score": score}
+                          for query, response, score in zip(queries, responses, batch["scores"])][:run.follow]
+        samples = traces(trainer, job.tokenizer, state.followed, step=0)                            # before anything was learnt
+    stats = batch["stats"] = trainer.step(queries, responses, batch["scores"])
+    state.prompts_taken += len(queries)
+
+    at_limit = [len(r) == limit and int(r[-1]) != trainer.eos_token_id for r, limit in zip(responses, limits)]
+    seconds = time.perf_counter() - start
+    metrics = {"step": step, "time": time.time(), "seconds": seconds,
+               "tokens_per_second": sum(len(r) for r in responses) / seconds,
+               "samples/distinct": len(set(batch["responses"])) / len(responses),
+               "tokens/at_limit": sum(at_limit) / len(responses)}
+    parts = batch["parts"] if len(batch["parts"]) > 1 else {}
+    metrics |= {f"score/{name}": sum(scores) / len(scores) for name, scores in parts.items()}
+    metrics |= {name: value for name, value in stats.items() if not isinstance(value, Tensor)}
+    if step in (1, run.steps) or step % run.sample_every == 0:
+        samples += [{"step": step, "query": batch["queries"][i], "response": batch["responses"][i],
+                     "score": batch["scores"][i], "kl": float(stats["objective/kl_dist"][i]),
+                     "parts": {name: scores[i] for name, scores in parts.items()}}
+                    for i in range(min(run.samples, len(responses)))]
+        samples += traces(trainer, job.tokenizer, state.followed, step)
+    return metrics, samples

@@ -1,0 +1,34 @@
+"""The followed responses of a run, evaluated again under the policy as it is now: how it sees each of their tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from ..files.tokenizer import Tokenizer
+from ..ppo import Batch, PPOTrainer, compute_advantages, compute_rewards
+from .data import text_of
+
+
+def traces(trainer: PPOTrainer, tokenizer: Tokenizer, followed: list[dict], step: int) -> list[dict]:
+    """A record for each followed response, with every number that each of its tokens meets in PPO.
+
+    followed: {"query": token ids, "response": token ids, "score": a number}, as RunState has them.
+    """
+    if not followed:
+        return []
+    config = trainer.config
+    queries, responses = ([torch.tensor(pair[name]) for pair in followed] for name in ("query", "response"))
+    batch = Batch(queries, responses, torch.tensor([pair["score"] for pair in followed]), config.temperature)
+    trainer.rollout(batch, [[[row] for row in range(len(followed))]])
+    rewards, _, kl = compute_rewards(batch.scores, batch.logprobs, batch.ref_logprobs, batch.mask, trainer.kl_controller.value, kl=batch.kl)
+    advantages, returns = compute_advantages(batch.values, rewards, batch.mask, config.gamma, config.lam)
+    columns = {"logprob": batch.logprobs, "ref_logprob": batch.ref_logprobs, "kl": kl, "reward": rewards,
+               "value": batch.values, "advantage": advantages, "return": returns}
+    records = []
+    for row, pair in enumerate(followed):
+        n = len(pair["response"])
+        trace = {"token": [text_of(tokenizer, [token]) for token in pair["response"]]}
+        trace |= {name: [round(x, 6) for x in column[row, :n].tolist()] for name, column in columns.items()}
+        records.append({"step": step, "follow": row, "query": text_of(tokenizer, pair["query"]),
+                        "response": text_of(tokenizer, pair["response"], True), "score": pair["score"], "trace": trace})
+    return records

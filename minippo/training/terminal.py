@@ -1,0 +1,104 @@
+"""What is printed: lines, warnings, progress, updates. Printing never ends a run, and text never steers a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import suppress
+
+
+def write(stream, text: str) -> None:
+    """Write what the stream can take: escapes for what it cannot encode, and nothing where it is closed, full or gone."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    with suppress(OSError, ValueError, AttributeError):                 # AttributeError: None, where a shell closed it (>&-)
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+
+
+def say(text: str, end: str = "\n") -> None:
+    write(sys.stdout, text + end)
+
+
+def warn(text: str) -> None:
+    write(sys.stderr, f"warning: {text}\n")
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Control characters, direction marks and the like as escapes, except those in `keep`: shown, not obeyed."""
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+class Stream:
+    """sys.stdout or sys.stderr with `write` above in the place of its own: no print can fail, in a user's function either."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        write(self.stream, text)
+        return len(text)
+
+    def flush(self) -> None:
+        pass                                                            # done in write
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+def protect() -> None:
+    """For a program's first line: its prints cannot fail, and no file gets the number of a stream that a shell closed."""
+    for _ in range(3):
+        if (number := os.open(os.devnull, os.O_RDWR)) > 2:              # the lowest that is free
+            os.close(number)
+    sys.stdin = sys.stdin or open(os.devnull)
+    sys.stdout, sys.stderr = (Stream(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))
+
+
+def release() -> None:
+    """For its last: what a closed or full stream still holds goes nowhere, else Python complains and changes the exit status."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            with suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class Progress:
+    """One line about a training loop: rewritten in place at a terminal, elsewhere once a minute and at the end."""
+
+    def __init__(self, name: str, steps: int, done: int = 0):
+        self.name, self.steps, self.done = name, steps, done
+        self.started = self.shown = time.monotonic()
+        self.terminal = bool(sys.stdout) and not getattr(sys.stdout, "closed", False) and sys.stdout.isatty()
+
+    def show(self, step: int, result: str) -> None:
+        now = time.monotonic()
+        if now - self.shown >= (0.2 if self.terminal else 60.0):
+            self.shown = now
+            self.write(f"{self.name}: step {step} of {self.steps}, {result}, {self.seconds_left(step, now):.0f} s left", last=False)
+
+    def seconds_left(self, step: int, now: float | None = None) -> float:
+        return ((now or time.monotonic()) - self.started) * (self.steps - step) / (step - self.done)
+
+    def finish(self, result: str) -> None:
+        self.write(f"{self.name}: {self.steps} steps, {result}, {time.monotonic() - self.started:.0f} s", last=True)
+
+    def write(self, line: str, last: bool) -> None:
+        if self.terminal:
+            line = f"\r{line:<79}"                                      # blanks wipe what a longer line has left
+        say(line, end="" if self.terminal and not last else "\n")
+
+
+def status_line(metrics: dict, steps: int, seconds_left: float) -> str:
+    """One update in one line."""
+    left = f"{seconds_left // 3600:.0f}:{seconds_left % 3600 // 60:02.0f}:{seconds_left % 60:02.0f}"
+    return (f"update {metrics['step']:{len(str(steps))}}/{steps}  score {metrics['ppo/mean_scores']:7.3f}  "
+            f"kl {metrics['objective/kl']:6.2f}  entropy {metrics['ppo/policy/entropy']:5.2f}  "
+            f"clipfrac {metrics['ppo/policy/clipfrac']:.3f}  value error {metrics['ppo/val/error']:7.3f}  "
+            f"{metrics['tokens_per_second']:6.0f} tokens/s  {left} left")
+
+
+def sample_line(sample: dict) -> str:
+    return f"    score {sample['score']:7.3f}  kl {sample['kl']:6.2f}  {visible(sample['query'])} |{visible(sample['response'])}"
