@@ -120,7 +120,11 @@ def test_an_exploded_ratio_is_skipped_and_counted(monkeypatch):
     trainer = PPOTrainer(PPOConfig(learning_rate=1e-3), make_policy())
     trainer.step(QUERIES, RESPONSES, [1.0, 0.0, 2.0, -1.0])
     before, rollout = bits(trainer), PPOTrainer.rollout
-    monkeypatch.setattr(PPOTrainer, "rollout", lambda *args: rollout(*args)._replace(logprobs=rollout(*args).logprobs - 20))
+
+    def claims_less(self, batch, minibatches):
+        rollout(self, batch, minibatches)
+        batch.logprobs = batch.logprobs - 20
+    monkeypatch.setattr(PPOTrainer, "rollout", claims_less)
     with pytest.warns(UserWarning, match="sampling and scoring disagree"):
         stats = trainer.step(QUERIES, RESPONSES, [1.0, 0.0, 2.0, -1.0])
     assert same(before, bits(trainer)) and (stats["ppo/skipped"], stats["ppo/updates"]) == (4, 0) and finite(stats)

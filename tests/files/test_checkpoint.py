@@ -36,7 +36,7 @@ def run(trainer, steps: int) -> list[dict]:
     history = []
     for _ in range(steps):
         responses = trainer.generate(QUERIES, max_new_tokens=6, eos_token_id=7, temperature=0.9)
-        stats = trainer.step(QUERIES, responses, [float(r.sum() % 7) for r in responses])
+        stats = trainer.step(QUERIES, responses, [float(r.sum() % 7) for r in responses], temperature=0.9)
         history.append({name: value for name, value in stats.items() if isinstance(value, float) and "time" not in name})
     return history
 

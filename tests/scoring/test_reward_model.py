@@ -51,7 +51,7 @@ def test_score_is_gain_times_head_of_the_last_hidden_state_plus_bias(model):
     model.gain.fill_(2.0)
     model.bias.fill_(0.5)
     tokens = torch.tensor([7, 1, 200])
-    last = model.transformer.hidden(tokens[None])[0, 2]
+    last = model.transformer.blocks(model.transformer.embed(tokens[None], torch.arange(3)))[0, 2]
     expected = 2.0 * (last @ model.r_head.weight[0] + model.r_head.bias[0]) + 0.5
     assert model([tokens])[0].item() == pytest.approx(expected.item(), rel=1e-5)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minippo.files.tokenizer import train_bpe
+from minippo.training.bpe import train_bpe
 from minippo.training import data
 from minippo.training.data import (Pair, load_labelled, load_pairs, load_prompts, make_reviews, preference_pairs,
                                    review_queries, split, true_score)

@@ -676,9 +676,10 @@ def read_strictly(path: Path) -> dict:
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_batch_written(base, tmp_path, monkeypatch):
     rollout = PPOTrainer.rollout
 
-    def poisoned(self, *args):
-        result = rollout(self, *args)
-        return result._replace(values=result.values * float("nan")) if self.steps_done == 2 else result
+    def poisoned(self, batch, minibatches):
+        rollout(self, batch, minibatches)
+        if self.steps_done == 2:
+            batch.values = batch.values * float("nan")
     monkeypatch.setattr(PPOTrainer, "rollout", poisoned)
     with pytest.raises(FloatingPointError, match="update 3: the loss is not finite; the batch is in .*crash-step-000003.json, "
                                                  "the newest checkpoint is .*checkpoint-000002"):
