@@ -396,6 +396,9 @@ FORGERIES = {
     "groups missing": (lambda s, t: s["optimizer"].update(param_groups=[]), "zip|argument"),
     "learning rate NaN": (lambda s, t: s["optimizer"]["param_groups"][0].update(lr=float("nan")), "lr is nan"),
     "betas of texts": (lambda s, t: s["optimizer"]["param_groups"][0].update(betas=("a", "b")), "nothing"),
+    "betas of another shape": (lambda s, t: s["optimizer"]["param_groups"][0].update(betas=0.9), "betas is 0.9"),
+    "betas that grow": (lambda s, t: s["optimizer"]["param_groups"][0].update(betas=(0.9, 1.5)), r"betas is \(0.9, 1.5\)"),
+    "scheduler of another type of number": (lambda s, t: s["lr_scheduler"].update(base_lrs=True), "scheduler's numbers: .*base_lrs"),
     "scheduler of other numbers": (lambda s, t: s["lr_scheduler"].pop("last_epoch"), "scheduler's numbers"),
     "scheduler junk": (lambda s, t: s["lr_scheduler"].update(last_epoch=7, lr_lambdas=[{"a": 1}] * 3), "nothing"),
     **{f"no {key}": (lambda s, t, key=key: s.pop(key), key) for key in
