@@ -299,6 +299,14 @@ def plain_trainer(seed: int = 0, lr: float = 1e-3, **kwargs) -> PPOTrainer:
     return PPOTrainer(config, make_policy(seed=seed))
 
 
+def test_what_a_checkpoint_holds(tmp_path):
+    """State alone: no configuration, no temperature, no EOS of a sampling that is over."""
+    trainer_of().save_checkpoint(tmp_path / "ck")
+    state = unpack(json.loads((tmp_path / "ck" / "trainer.json").read_text()), read_safetensors(tmp_path / "ck" / "trainer.safetensors"))
+    assert sorted(state) == ["extra", "kl_coef", "lr_scheduler", "model", "moments", "optimizer", "optimizer_class", "optimizer_parameters",
+                             "reference", "scheduler_class", "steps_done", "torch"]
+
+
 def test_settings_stay_those_of_the_trainer_that_loads(tmp_path):
     saved, loader = plain_trainer(lr=1e-3, init_kl_coef=0.3, adam_eps=1e-4), plain_trainer(9, lr=5e-5, init_kl_coef=0.05, adam_eps=1e-6)
     run(saved, 1)
