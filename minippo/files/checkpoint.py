@@ -156,8 +156,8 @@ def load_state(folder: str | os.PathLike, trainer) -> Any:
         tensors = read_safetensors(folder / "trainer.safetensors")
         state = unpack(read_json(folder / "trainer.json", 256 * MAX_JSON), tensors)
         extra, optimizer = state["extra"], state["optimizer"]
-        check_numbers(state, trainer)
         compare(trainer, state)
+        check_numbers(trainer, state)
         torch.Generator().set_state(tensors["generator"])
         sizes = read_config(folder)
         check_layers(folder, sizes["n_layer"])
@@ -204,11 +204,34 @@ def with_own_settings(trainer, saved: list[dict]) -> list[dict]:
     settings = {"params", *inspect.signature(type(trainer.optimizer)).parameters}
     settings -= set(SCHEDULED) if trainer.lr_scheduler is not None else set()
     own = trainer.optimizer.state_dict()["param_groups"]
-    return [{**theirs, **{name: value for name, value in ours.items() if name in settings}}
+    return [{**ours, **theirs, **{name: value for name, value in ours.items() if name in settings}}
             for theirs, ours in zip(saved, own, strict=True)]
 
 
-def check_numbers(state: dict, trainer) -> None:
+def compare(trainer, state: dict) -> None:
+    """ValueError where the checkpoint is of another model, reference, optimizer or scheduler than the trainer has."""
+    def kinds(state: dict | None) -> set:
+        return {(name, "number" if isinstance(x, (int, float)) else type(x).__name__) for name, x in (state or {}).items()}
+
+    scheduler = trainer.lr_scheduler
+    theirs, ours = kinds(state["lr_scheduler"]), kinds(scheduler and scheduler.state_dict())
+    pairs = {f"the {kind}'s {name}": (state[kind][name], own)
+             for kind, model in (("model", trainer.model), ("reference", trainer.ref_model))
+             for name, own in asdict(model.config).items() if name != "eos_token_id"}
+    pairs |= {"the optimizer": (state["optimizer_class"], type(trainer.optimizer).__name__),
+              "the learning rate scheduler": (state["scheduler_class"], scheduler and type(scheduler).__name__),
+              "the scheduler's numbers": (sorted(theirs - ours)[:3], sorted(ours - theirs)[:3])}
+    saved, own = state["optimizer_parameters"], group_names(trainer)
+    if saved != own:
+        saved, own = ({name for group in groups for name in group} for groups in (saved, own))
+        pairs["the optimizer's parameters"] = (sorted(saved - own)[:3] or "the others in other groups", sorted(own - saved)[:3])
+    for what, (saved, own) in pairs.items():
+        if saved != own:
+            raise ValueError(f"{what}: {saved} in the checkpoint, {own} in this trainer; build it with the model (sizes and "
+                             "frozen parameters), optimizer and lr_scheduler that were saved")
+
+
+def check_numbers(trainer, state: dict) -> None:
     """ValueError for numbers that no trainer can have."""
     moments = state["moments"]
     if moments.keys() != vars(trainer.moments).keys():
@@ -218,29 +241,11 @@ def check_numbers(state: dict, trainer) -> None:
             raise ValueError(f"{name} is {value!r:.80}, which no trainer has")
     if type(state["steps_done"]) is not int:
         raise ValueError(f"steps_done is {state['steps_done']!r}, expected a whole number")
-    for group in state["optimizer"]["param_groups"]:
+    for group, own in zip(state["optimizer"]["param_groups"], trainer.optimizer.param_groups, strict=True):
         for name in [name for name in SCHEDULED if name in group]:
-            if not torch.isfinite(torch.as_tensor(group[name], dtype=torch.float64)).all():
+            x, like = (torch.as_tensor(each[name], dtype=torch.float64) for each in (group, own))
+            if x.shape != like.shape or not torch.isfinite(x).all() or x.min() < 0 or name != "lr" and x.max() >= 1:
                 raise ValueError(f"the optimizer's {name} is {group[name]!r:.80}, which no scheduler sets")
-
-
-def compare(trainer, state: dict) -> None:
-    """ValueError where the checkpoint is of another model, reference, optimizer or scheduler than the trainer has."""
-    scheduler = trainer.lr_scheduler
-    pairs = {f"the {kind}'s {name}": (state[kind][name], own)
-             for kind, model in (("model", trainer.model), ("reference", trainer.ref_model))
-             for name, own in asdict(model.config).items() if name != "eos_token_id"}
-    pairs |= {"the optimizer": (state["optimizer_class"], type(trainer.optimizer).__name__),
-              "the learning rate scheduler": (state["scheduler_class"], scheduler and type(scheduler).__name__),
-              "the scheduler's numbers": (sorted(state["lr_scheduler"] or ()), sorted(scheduler.state_dict() if scheduler else ()))}
-    saved, own = state["optimizer_parameters"], group_names(trainer)
-    if saved != own:
-        saved, own = ({name for group in groups for name in group} for groups in (saved, own))
-        pairs["the optimizer's parameters"] = (sorted(saved - own)[:3] or "the others in other groups", sorted(own - saved)[:3])
-    for what, (saved, own) in pairs.items():
-        if saved != own:
-            raise ValueError(f"{what}: {saved} in the checkpoint, {own} in this trainer; build it with the model (sizes and "
-                             "frozen parameters), optimizer and lr_scheduler that were saved")
 
 
 def check_tensors(trainer, policy: dict, reference: dict, moments: dict) -> None:

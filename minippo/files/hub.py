@@ -2,8 +2,8 @@
 
     folder = resolve_model("gpt2", ("config.json", "model.safetensors"))
 
-Looked for in this order: a local folder; the Hugging Face cache; a download into that cache, in its own layout, so
-that transformers finds the files as well. There, below models--user--name/,
+Looked for in this order: a local folder; the Hugging Face cache; a download (download.py) into that cache, in its own
+layout, so that transformers finds the files as well. There, below models--user--name/,
 
     blobs/<etag>                   holds the bytes
     snapshots/<commit>/<file>      is a link to them

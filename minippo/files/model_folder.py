@@ -214,10 +214,10 @@ def write_model(folder: Path, config: dict, weights: dict[str, Tensor], v_head: 
     eos = config["eos_token_id"] if eos is None else eos
     eos = 50256 if eos is None and config["vocab_size"] == 50257 else eos                  # GPT-2's <|endoftext|>
     stored = {f"transformer.{name}": p.detach().T if name.endswith(TRANSPOSED) else p.detach() for name, p in weights.items()}
-    write_safetensors(folder / "model.safetensors", stored, {"format": "pt"})              # transformers asks for the format
+    write_safetensors(folder / WEIGHTS, stored, {"format": "pt"})              # transformers asks for the format
     if v_head is not None:
         head = {f"v_head.summary.{name}": p.detach() for name, p in v_head.items()}
-        write_safetensors(folder / "value_head.safetensors", head, {"format": "pt"})
+        write_safetensors(folder / VALUE_HEAD, head, {"format": "pt"})
     write_json(folder / "config.json", config_json(config, eos))
     write_json(folder / "generation_config.json", {"bos_token_id": eos, "eos_token_id": eos})
     if tokenizer is not None:

@@ -6,12 +6,11 @@ The header maps a name to {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 
 "__metadata__", where it is there, to an object of texts. Source: "Format" in the README of github.com/huggingface/safetensors.
 
 A weight file comes from a stranger: each number is checked before it is used, no memory is taken for bytes that the file does not
-hold, no name is used as a path. What is accepted, the safetensors package 0.8.0 accepts as well (as a table in
-tests/files/test_safetensors.py), but for a size written as -0, which is 0 here. Beyond it, these are refused:
-1. A key twice in one object: the last would silently win, and the format forbids it for names.
-2. An entry with other keys than the three: no writer puts any there.
-3. A header of more than 8 MB or a tensor of more than 64 dimensions: 2 bytes of JSON can take 60 in memory.
-4. Types that nothing here computes with, such as F8_E4M3.
+hold, no name is used as a path. What the safetensors package 0.8.0 refuses is refused (but a size written as -0), and besides
+1. a key twice in one object: the last would silently win, and the format forbids it for names;
+2. an entry with other keys than the three: no writer puts any there;
+3. a header of more than 8 MB or a tensor of more than 64 dimensions: 2 bytes of JSON can take 60 in memory;
+4. types that nothing here computes with, such as F8_E4M3.
 Left out: memory mapping (a mapped file that changes, changes the weights), big-endian machines.
 """
 
@@ -152,29 +151,6 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
     return dict(iter_safetensors(path))
 
 
-def make_header(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
-    """The header's bytes and the names in file order; raises ValueError for what cannot be stored."""
-    check(isinstance(tensors, dict) and isinstance(metadata, dict), "tensors and metadata must be dictionaries")
-    for text in (*tensors, *metadata, *metadata.values()):
-        check(isinstance(text, str), f"names and metadata must be texts, got {text!r:.80}")
-    check("__metadata__" not in tensors, "no tensor can have the name '__metadata__'")
-    for name, x in tensors.items():
-        check(isinstance(x, Tensor), f"{name!r:.80}: expected a torch.Tensor, got {type(x).__name__}")
-        check(x.dtype in KEYS and x.layout == torch.strided and not x.is_meta,
-              f"{name!r:.80}: cannot store {x.dtype}, {x.layout}, on {x.device}")
-    ranks = list(KEYS)
-    order = sorted(tensors, key=lambda name: (-ranks.index(tensors[name].dtype), name))
-    entries, end = {"__metadata__": metadata} if metadata else {}, 0
-    for name in order:
-        x, begin = tensors[name], end
-        end += x.numel() * x.element_size()
-        entries[name] = {"dtype": KEYS[x.dtype], "shape": list(x.shape), "data_offsets": [begin, end]}
-    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    parse(header, 8 + len(header) + end)                                # never write what would not be read
-    return header, order
-
-
 def to_bytes(x: Tensor):
     """The elements in row-major order as a NumPy array of bytes, copied only where they do not lie so."""
     x = x.detach().cpu().resolve_neg().contiguous()
@@ -190,8 +166,25 @@ def write_safetensors(path: str | os.PathLike, tensors: dict[str, Tensor], metad
     """
     if isinstance(path, dict):                                          # the order of the package's save_file
         path, tensors = tensors, path
+    metadata = {"format": "pt"} if metadata is None else metadata
     try:
-        header, order = make_header(tensors, {"format": "pt"} if metadata is None else metadata)
+        check(isinstance(tensors, dict) and isinstance(metadata, dict), "tensors and metadata must be dictionaries")
+        for text in (*tensors, *metadata, *metadata.values()):
+            check(isinstance(text, str), f"names and metadata must be texts, got {text!r:.80}")
+        check("__metadata__" not in tensors, "no tensor can have the name '__metadata__'")
+        for name, x in tensors.items():
+            check(isinstance(x, Tensor), f"{name!r:.80}: expected a torch.Tensor, got {type(x).__name__}")
+            check(x.dtype in KEYS and x.layout == torch.strided and not x.is_meta,
+                  f"{name!r:.80}: cannot store {x.dtype}, {x.layout}, on {x.device}")
+        order = sorted(tensors, key=lambda name: (-list(KEYS).index(tensors[name].dtype), name))
+        entries, end = {"__metadata__": metadata} if metadata else {}, 0
+        for name in order:
+            x, begin = tensors[name], end
+            end += x.numel() * x.element_size()
+            entries[name] = {"dtype": KEYS[x.dtype], "shape": list(x.shape), "data_offsets": [begin, end]}
+        header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)
+        parse(header, 8 + len(header) + end)                            # never write what would not be read
     except ValueError as error:
         raise SafetensorsError(f"{path} not written: {error}") from None
     with new_file(path) as file:

@@ -299,6 +299,14 @@ def plain_trainer(seed: int = 0, lr: float = 1e-3, **kwargs) -> PPOTrainer:
     return PPOTrainer(config, make_policy(seed=seed))
 
 
+def test_what_a_checkpoint_holds(tmp_path):
+    """State alone: no configuration, no temperature, no EOS of a sampling that is over."""
+    trainer_of().save_checkpoint(tmp_path / "ck")
+    state = unpack(json.loads((tmp_path / "ck" / "trainer.json").read_text()), read_safetensors(tmp_path / "ck" / "trainer.safetensors"))
+    assert sorted(state) == ["extra", "kl_coef", "lr_scheduler", "model", "moments", "optimizer", "optimizer_class", "optimizer_parameters",
+                             "reference", "scheduler_class", "steps_done", "torch"]
+
+
 def test_settings_stay_those_of_the_trainer_that_loads(tmp_path):
     saved, loader = plain_trainer(lr=1e-3, init_kl_coef=0.3, adam_eps=1e-4), plain_trainer(9, lr=5e-5, init_kl_coef=0.05, adam_eps=1e-6)
     run(saved, 1)
@@ -396,6 +404,9 @@ FORGERIES = {
     "groups missing": (lambda s, t: s["optimizer"].update(param_groups=[]), "zip|argument"),
     "learning rate NaN": (lambda s, t: s["optimizer"]["param_groups"][0].update(lr=float("nan")), "lr is nan"),
     "betas of texts": (lambda s, t: s["optimizer"]["param_groups"][0].update(betas=("a", "b")), "nothing"),
+    "betas of another shape": (lambda s, t: s["optimizer"]["param_groups"][0].update(betas=0.9), "betas is 0.9"),
+    "betas that grow": (lambda s, t: s["optimizer"]["param_groups"][0].update(betas=(0.9, 1.5)), r"betas is \(0.9, 1.5\)"),
+    "scheduler of another type of number": (lambda s, t: s["lr_scheduler"].update(base_lrs=True), "scheduler's numbers: .*base_lrs"),
     "scheduler of other numbers": (lambda s, t: s["lr_scheduler"].pop("last_epoch"), "scheduler's numbers"),
     "scheduler junk": (lambda s, t: s["lr_scheduler"].update(last_epoch=7, lr_lambdas=[{"a": 1}] * 3), "nothing"),
     **{f"no {key}": (lambda s, t, key=key: s.pop(key), key) for key in
