@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import os
 import re
 import shlex
 import sys
@@ -229,7 +230,7 @@ def run_report(argv: list[str]) -> int:
     parser = new_parser("report", "Write report.html of a run folder, or lay several runs side by side.", "DIR [DIR ...]")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="run folders, as `train --out` wrote them")
     add_machine_flags(parser, seed="as every command has it; a report draws nothing")
-    say(str(write_report(*(place(folder, "DIR") for folder in parse(parser, argv).folders))))
+    say(str(write_report(*map(os.path.expanduser, parse(parser, argv).folders))))
     return 0
 
 

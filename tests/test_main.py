@@ -98,7 +98,7 @@ def test_flags_of_every_kind(monkeypatch):
     (["reward-model", "--model", "m", "--out", "o"], "one of the arguments --pairs --labels is required"),
     (["report", "no/such"], "no/such is not a run folder"),
     (["report", "x", "--device"], "expected one argument"),
-    (["report", "~nosuchuser"], "DIR '~nosuchuser': Could not determine home directory"),
+    (["report", "~nosuchuser"], "~nosuchuser is not a run folder"),
     (["train", *REQUIRED[:6], "--out", ""], "--out: expected a path, got ''"),
     (["train", *REQUIRED[:6], "--out=~nosuchuser/x"], "--out '~nosuchuser/x': Could not determine home directory"),
     (["train", *REQUIRED, "--seed", "18446744073709551616"], "argument --seed: expected a whole number of a size that 64 bits"),

@@ -230,9 +230,9 @@ def model_source(name: str, flag: str = "--model") -> str:
 def save(out: Path, trainer: PPOTrainer, state: RunState, logs: dict[str, Log], keep: int) -> Path:
     """Write a checkpoint, then remove the oldest; OSError leaves the old ones as they were."""
     state.sizes = {name: log.sync() for name, log in logs.items()}      # on the disk before the checkpoint that counts on them
-    if not (out / "config.json").exists():
-        warn(f"{out} was moved or removed during the run: this checkpoint goes into a new folder of that name")
     folder = out / f"checkpoint-{trainer.steps_done:06d}"
+    if not (out / "config.json").exists():
+        warn(f"{out} was moved or removed during the run: {folder} is new there; move it to where the run is, to --resume")
     save_state(folder, trainer, asdict(state))
     remove_old_checkpoints(out, keep)
     return folder

@@ -144,7 +144,7 @@ def test_a_folder_renamed_during_a_run_loses_no_weights(base, tmp_path, capsys):
         return [0.0] * len(queries)
     result = start(base, tmp_path / "run", score_fn=rename, keep_checkpoints=9)
     assert result.checkpoint == tmp_path / "run" / "checkpoint-000004" and verify_folder(result.checkpoint)["step"] == 4
-    assert "was moved or removed during the run: this checkpoint goes into a new folder" in capsys.readouterr().err
+    assert "was moved or removed during the run: " in capsys.readouterr().err
     assert len(lines(tmp_path / "renamed" / "metrics.jsonl")) == 4
 
 
