@@ -142,11 +142,14 @@ def holder(file: BinaryIO) -> str:
     """The words for who holds the lock of a file."""
     file.seek(0)
     pid = file.read().decode("ascii", "replace").strip() or "unknown"
-    with suppress(ProcessLookupError, PermissionError, ValueError, OverflowError):
+    try:
         if os.name == "posix":                                          # on Windows the signal 0 is Ctrl-C
             os.kill(int(pid), 0)
-        return f"process {pid} trains in it"
-    return f"a process left behind by {pid}, which has ended, holds it"
+    except ProcessLookupError:
+        return f"a process left behind by {pid}, which has ended, holds it"
+    except (PermissionError, ValueError, OverflowError):                # another user's; no number, or none yet
+        pass
+    return f"process {pid} trains in it"
 
 
 def read_record(out: Path) -> dict:
