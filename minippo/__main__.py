@@ -143,14 +143,12 @@ def run_train(argv: list[str]) -> int:
     add_flags(parser, RunConfig)
     add_flags(parser, PPOConfig)
     given = vars(parse(parser, argv))
-    if given["resume"] and "out" in given and (record := read_record(place(given["out"], "--out"))):
-        begun, spec = record["run"] | record["ppo"], record["run"].get("reward")
-        if "reward" not in given and isinstance(spec, str) and (code := own_functions(spec)):
-            raise ValueError(f"{' and '.join(code)}: a run folder is data, and code that it names is not imported; to run it, give "
-                             f"it again: python -m minippo train --resume --out {shlex.quote(given['out'])} --reward "
-                             f"{shlex.quote(spec)}")
-        given = begun | given
-    return train(build(RunConfig, given), build(PPOConfig, given), given["resume"], given["allow_config_change"]).status
+    begun = read_record(place(given["out"], "--out")) if given["resume"] and "out" in given else {}
+    run, config = (build(cls, begun.get("run", {}) | begun.get("ppo", {}) | given) for cls in (RunConfig, PPOConfig))
+    if "reward" not in given and (code := own_functions(run.reward)):
+        raise ValueError(f"{' and '.join(code)}: a run folder is data, and code that it names is not imported; to run it, give it "
+                         f"again: python -m minippo train --resume --out {shlex.quote(run.out)} --reward {shlex.quote(run.reward)}")
+    return train(run, config, given["resume"], given["allow_config_change"]).status
 
 
 def run_generate(argv: list[str]) -> int:
