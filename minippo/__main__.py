@@ -35,9 +35,7 @@ from .training.run_folder import model_source, read_record
 from .training.terminal import protect, release, say, visible, write
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# flags
-# ---------------------------------------------------------------------------------------------------------------------
+# --- flags -----------------------------------------------------------------------------------------------------------
 
 def reader(kind: type, optional: bool = False) -> Callable:
     """A function from a flag's text to its value: int, float or str; `none` where it is optional."""
@@ -121,9 +119,7 @@ def build(cls: type, given: dict):
     return cls(**values)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# commands: the arguments behind the command's name -> exit status
-# ---------------------------------------------------------------------------------------------------------------------
+# --- commands: the arguments behind the command's name -> exit status ------------------------------------------------
 
 def run_demo(argv: list[str]) -> int:
     from .training import demo                                              # here: it is the one thing that a run does not need

@@ -25,9 +25,8 @@ from minippo.ppo import PPOConfig, PPOTrainer
 from minippo.scoring.rewards import Reward, RewardError, StopRun
 from minippo.training import batch as batch_module
 from minippo.training import run_folder
-from minippo.training.config import RunConfig, differences
+from minippo.training.config import RunConfig
 from minippo.training.run import train
-from minippo.training.run_folder import lock
 from minippo.files.safetensors import read_safetensors
 from minippo.files.tokenizer import load_tokenizer, train_bpe
 
@@ -439,42 +438,7 @@ def test_prompts_from_a_pipe_are_read_once(base, tmp_path):
     assert records[0] == records[1] and history(tmp_path / "a") == history(tmp_path / "b")
 
 
-def test_another_torch_or_number_of_threads_is_a_difference(base):
-    record = json.loads((base / "reference" / "config.json").read_text())
-    changed = differences(record, record | {"torch": "9", "threads": 7})
-    assert changed == ["threads: 1 -> 7", f"torch: {torch.__version__!r} -> '9'"]
-
-
-# --- the folder -----------------------------------------------------------------------------------
-
-def test_a_folder_with_a_run_is_not_written_over(base):
-    before = history(base / "reference")
-    with pytest.raises(ValueError, match="already holds a run: continue it with --resume"):
-        start(base, base / "reference")
-    assert history(base / "reference") == before
-
-
-def test_a_foreign_config_json_is_not_written_over(base):
-    with pytest.raises(ValueError, match="config.json is not the config.json of a run"):
-        start(base, base / "model", resume=True)
-
-
-def test_out_must_be_a_folder_that_can_be_written(base, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(NotADirectoryError, match="is a file"):
-        start(base, tmp_path / "file")
-    if os.getuid() != 0:
-        tmp_path.chmod(0o500)
-        with pytest.raises(PermissionError):
-            start(base, tmp_path / "new")
-
-
-def test_a_second_run_in_the_same_folder_is_refused(base, tmp_path):
-    with lock(tmp_path):
-        with pytest.raises(BlockingIOError, match=f"process {os.getpid()} trains in it"):
-            start(base, tmp_path)
-    start(base, tmp_path, steps=2)                                                     # a .lock that nobody holds is no problem
-
+# --- settings that do not fit ---------------------------------------------------------------------
 
 def test_prompts_that_do_not_fit_the_model_are_refused(base, tmp_path):
     with pytest.raises(ValueError, match="'this story is dull and long' comes to 9 tokens, and 9 \\+ 12 .* 16 positions"):
