@@ -32,7 +32,7 @@ from .training.config import RunConfig, check_types, pick_device, pick_dtype, pl
 from .training.data import load_labelled, load_pairs, text_of
 from .training.run import load_policy, load_reward, train
 from .training.run_folder import model_source, read_record
-from .training.terminal import protect, release, say, visible, write
+from .training.terminal import protect, release, say, show
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------
@@ -176,12 +176,11 @@ def run_generate(argv: list[str]) -> int:
         answers[name] = [text_of(tokenizer, response, True) for response in tokens]
     scores = {name: reward(queries, responses) for name, responses in answers.items()} if reward else {}
     for start in range(0, len(queries), args.n):
-        say("\n" + visible(queries[start], "\n"))
+        say(f"\n{queries[start]}")
         for name, responses in answers.items():
             say(f"  {name}")
             for i in range(start, start + args.n):
-                text = visible(responses[i], "\n").replace("\n", "\n    ")
-                say("    " + (f"{scores[name][i]:8.3f}  " if reward else "") + text)
+                say("    " + (f"{scores[name][i]:8.3f}  " if reward else "") + responses[i].replace("\n", "\n    "))
     return 0
 
 
@@ -277,12 +276,12 @@ def main(argv: list[str]) -> int:
         return 128 + stop.signum if stop.signum else 0
     except (RewardError, FloatingPointError, MemoryError) as error:         # the input was fine, the run was not
         if isinstance(error, RewardError) and error.__cause__ is not None:
-            write(sys.stderr, "".join(traceback.format_exception(error.__cause__)))     # the user's own function: where it failed
-        write(sys.stderr, f"error: {str(error) or type(error).__name__}\n")
+            show(sys.stderr, "".join(traceback.format_exception(error.__cause__)))      # the user's own function: where it failed
+        show(sys.stderr, f"error: {str(error) or type(error).__name__}")
         return 130 if isinstance(error.__cause__, KeyboardInterrupt) else 1
     except (ValueError, OSError) as error:
         text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
-        write(sys.stderr, f"error: {text or type(error).__name__}\n")
+        show(sys.stderr, f"error: {text or type(error).__name__}")
         return 2
 
 

@@ -18,7 +18,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from contextlib import contextmanager
 from functools import partial
 from numbers import Real
@@ -109,7 +109,7 @@ def check_scores(scores, n: int, name: str, queries: list[str]) -> list[float]:
     Accepts lists and tensors (torch on any device, numpy) of real numbers; bools are 0 and 1.
     """
     values = scores.tolist() if hasattr(scores, "tolist") else scores
-    if isinstance(values, (str, bytes, dict, set)) or not hasattr(values, "__iter__"):
+    if isinstance(values, (str, bytes, Mapping, Set)) or not hasattr(values, "__iter__"):
         got = f"{type(scores).__name__} {scores!r:.60}"
         raise RewardError(f"reward {name}: expected {n} scores, got {got}")
     values = list(values)

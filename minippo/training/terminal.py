@@ -16,17 +16,22 @@ def write(stream, text: str) -> None:
         stream.flush()
 
 
-def say(text: str, end: str = "\n") -> None:
-    write(sys.stdout, text + end)
-
-
-def warn(text: str) -> None:
-    write(sys.stderr, f"warning: {text}\n")
-
-
 def visible(text: str, keep: str = "") -> str:
     """Control characters, direction marks and the like as escapes, except those in `keep`: shown, not obeyed."""
     return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def show(stream, text: str) -> None:
+    """Lines of text, whoever wrote what is in them: a model, a file, a folder."""
+    write(stream, visible(text, keep="\n\t") + "\n")
+
+
+def say(text: str) -> None:
+    show(sys.stdout, text)
+
+
+def warn(text: str) -> None:
+    show(sys.stderr, f"warning: {text}")
 
 
 class Stream:
@@ -88,7 +93,7 @@ class Progress:
     def write(self, line: str, last: bool) -> None:
         if self.terminal:
             line = f"\r{line:<79}"                                      # blanks wipe what a longer line has left
-        say(line, end="" if self.terminal and not last else "\n")
+        write(sys.stdout, line if self.terminal and not last else line + "\n")
 
 
 def status_line(metrics: dict, steps: int, seconds_left: float) -> str:

@@ -152,6 +152,12 @@ def test_logs_are_on_the_disk_before_the_checkpoint_that_counts_on_them(base, tm
     assert order == sorted(order)
 
 
+def test_a_report_that_fails_is_a_warning(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_module, "write_report", lambda out: raising(KeyError("ppo/loss")))
+    assert start(base, tmp_path, steps=2, report_every=1).steps_done == 2
+    assert capsys.readouterr().err == "warning: no report: KeyError('ppo/loss')\n" * 2
+
+
 def test_samples_and_updates_are_printed(base, tmp_path, capsys):
     start(base, tmp_path, steps=1, quiet=False)
     printed = capsys.readouterr().out
@@ -456,8 +462,8 @@ def test_a_signal_finishes_the_update_saves_and_is_reported(base, tmp_path, sign
     def send_in_update_2(queries, responses):
         send_in_update_2.calls += 1
         if send_in_update_2.calls == 2:
-            for _ in range(1 + (signum == signal.SIGHUP)):                             # a shell and the kernel send that one both
-                os.kill(os.getpid(), signum)
+            for number in [signum] if signum != signal.SIGHUP else [signum, signum, signal.SIGTERM]:       # as a logout may send
+                os.kill(os.getpid(), number)
         return [0.0] * len(queries)
     send_in_update_2.calls = 0
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

@@ -101,7 +101,10 @@ def test_what_a_stream_cannot_encode_becomes_an_escape():
     assert raw.getvalue() == b"\\xe9 \\ufffd \\ud800 a\n"
 
 
-def test_text_is_shown_and_not_obeyed():
+def test_text_is_shown_and_not_obeyed(capsys):
+    say("a\x1b[2J\rb\n\tc")
+    warn("a\x1b[2J")
+    assert capsys.readouterr() == ("a\\x1b[2J\\rb\n\tc\n", "warning: a\\x1b[2J\n")
     assert visible("a\x1b[2J\u202e\r\nb\u00e9") == "a\\x1b[2J\\u202e\\r\\nb\u00e9" and visible("a\n\tb", keep="\n") == "a\n\\tb"
 
 
