@@ -86,7 +86,7 @@ def test_the_wrong_number_of_scores_is_refused():
         with pytest.raises(RewardError, match="reward mine: expected 8 scores, got 7"):
             check_scores(scores, 8, "mine", ["q"] * 8)
     for scores in (None, 1.0, "12345678", {}, {1.0}, frozenset({1.0}), {1.0: 1}.keys(), torch.tensor(1.0)):
-        with pytest.raises(RewardError, match="reward mine: expected 8 scores, got [a-zA-Z]+ "):
+        with pytest.raises(RewardError, match="reward mine: expected 8 scores, got [a-zA-Z_]+ "):
             check_scores(scores, 8, "mine", ["q"] * 8)
 
 
