@@ -32,7 +32,7 @@ from .training.config import RunConfig, check_types, pick_device, pick_dtype, pl
 from .training.data import load_labelled, load_pairs, text_of
 from .training.run import load_policy, load_reward, train
 from .training.run_folder import model_source, read_record
-from .training.terminal import protect, release, say, show
+from .training.terminal import protect, say, show
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------
@@ -288,10 +288,7 @@ def main(argv: list[str]) -> int:
 def program() -> None:
     """The program: main, in which printing cannot fail."""
     protect()
-    try:
-        sys.exit(main(sys.argv[1:]))
-    finally:
-        release()
+    sys.exit(main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

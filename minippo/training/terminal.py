@@ -45,7 +45,7 @@ class Stream:
         return len(text)
 
     def flush(self) -> None:
-        pass                                                            # done in write
+        pass                                                            # done in write; at Python's end it cannot fail, either
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
@@ -53,21 +53,8 @@ class Stream:
 
 def protect() -> None:
     """For a program's first line: its prints cannot fail, and no file gets the number of a stream that a shell closed."""
-    for _ in range(3):
-        if (number := os.open(os.devnull, os.O_RDWR)) > 2:              # the lowest that is free
-            os.close(number)
-    sys.stdin = sys.stdin or open(os.devnull)
+    sys.stdin = sys.stdin or open(os.devnull)                           # opened in this order they get those numbers, 0 to 2
     sys.stdout, sys.stderr = (Stream(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))
-
-
-def release() -> None:
-    """For its last: what a closed or full stream still holds goes nowhere, else Python complains and changes the exit status."""
-    for stream in (sys.__stdout__, sys.__stderr__):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            with suppress(OSError, ValueError, AttributeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Progress:

@@ -110,7 +110,7 @@ def test_text_is_shown_and_not_obeyed(capsys):
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
 @pytest.mark.parametrize("command, status", [
-    ("report no/such >/dev/full 2>&-", 2), ("generate --model no/such --prompt x <&- >&- 2>&-", 2),
+    ("report no/such >/dev/full 2>&-", 2), ("--help >/dev/full", 0), ("generate --model no/such --prompt x <&- >&- 2>&-", 2),
     ("train --help | true", 0)])
 def test_a_program_keeps_its_exit_status_whatever_its_streams_are(command, status):
     """The first of a pipe's: head -1 and the like leave before it is done."""
