@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import os
 import re
 import shlex
 import sys
@@ -31,12 +32,10 @@ from .training.config import RunConfig, check_types, pick_device, pick_dtype, pl
 from .training.data import load_labelled, load_pairs, text_of
 from .training.run import load_policy, load_reward, train
 from .training.run_folder import model_source, read_record
-from .training.terminal import protect, release, say, visible, write
+from .training.terminal import protect, say, show
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# flags
-# ---------------------------------------------------------------------------------------------------------------------
+# --- flags -----------------------------------------------------------------------------------------------------------
 
 def reader(kind: type, optional: bool = False) -> Callable:
     """A function from a flag's text to its value: int, float or str; `none` where it is optional."""
@@ -120,9 +119,7 @@ def build(cls: type, given: dict):
     return cls(**values)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# commands: the arguments behind the command's name -> exit status
-# ---------------------------------------------------------------------------------------------------------------------
+# --- commands: the arguments behind the command's name -> exit status ------------------------------------------------
 
 def run_demo(argv: list[str]) -> int:
     from .training import demo                                              # here: it is the one thing that a run does not need
@@ -142,14 +139,12 @@ def run_train(argv: list[str]) -> int:
     add_flags(parser, RunConfig)
     add_flags(parser, PPOConfig)
     given = vars(parse(parser, argv))
-    if given["resume"] and "out" in given and (record := read_record(place(given["out"], "--out"))):
-        begun, spec = record["run"] | record["ppo"], record["run"].get("reward")
-        if "reward" not in given and isinstance(spec, str) and (code := own_functions(spec)):
-            raise ValueError(f"{' and '.join(code)}: a run folder is data, and code that it names is not imported; to run it, give "
-                             f"it again: python -m minippo train --resume --out {shlex.quote(given['out'])} --reward "
-                             f"{shlex.quote(spec)}")
-        given = begun | given
-    return train(build(RunConfig, given), build(PPOConfig, given), given["resume"], given["allow_config_change"]).status
+    begun = read_record(place(given["out"], "--out")) if given["resume"] and "out" in given else {}
+    run, config = (build(cls, begun.get("run", {}) | begun.get("ppo", {}) | given) for cls in (RunConfig, PPOConfig))
+    if "reward" not in given and (code := own_functions(run.reward)):
+        raise ValueError(f"{' and '.join(code)}: a run folder is data, and code that it names is not imported; to run it, give it "
+                         f"again: python -m minippo train --resume --out {shlex.quote(run.out)} --reward {shlex.quote(run.reward)}")
+    return train(run, config, given["resume"], given["allow_config_change"]).status
 
 
 def run_generate(argv: list[str]) -> int:
@@ -181,12 +176,11 @@ def run_generate(argv: list[str]) -> int:
         answers[name] = [text_of(tokenizer, response, True) for response in tokens]
     scores = {name: reward(queries, responses) for name, responses in answers.items()} if reward else {}
     for start in range(0, len(queries), args.n):
-        say("\n" + visible(queries[start], "\n"))
+        say(f"\n{queries[start]}")
         for name, responses in answers.items():
             say(f"  {name}")
             for i in range(start, start + args.n):
-                text = visible(responses[i], "\n").replace("\n", "\n    ")
-                say("    " + (f"{scores[name][i]:8.3f}  " if reward else "") + text)
+                say("    " + (f"{scores[name][i]:8.3f}  " if reward else "") + responses[i].replace("\n", "\n    "))
     return 0
 
 
@@ -229,7 +223,7 @@ def run_report(argv: list[str]) -> int:
     parser = new_parser("report", "Write report.html of a run folder, or lay several runs side by side.", "DIR [DIR ...]")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="run folders, as `train --out` wrote them")
     add_machine_flags(parser, seed="as every command has it; a report draws nothing")
-    say(str(write_report(*(place(folder, "DIR") for folder in parse(parser, argv).folders))))
+    say(str(write_report(*map(os.path.expanduser, parse(parser, argv).folders))))
     return 0
 
 
@@ -282,22 +276,19 @@ def main(argv: list[str]) -> int:
         return 128 + stop.signum if stop.signum else 0
     except (RewardError, FloatingPointError, MemoryError) as error:         # the input was fine, the run was not
         if isinstance(error, RewardError) and error.__cause__ is not None:
-            write(sys.stderr, "".join(traceback.format_exception(error.__cause__)))     # the user's own function: where it failed
-        write(sys.stderr, f"error: {str(error) or type(error).__name__}\n")
+            show(sys.stderr, "".join(traceback.format_exception(error.__cause__)))      # the user's own function: where it failed
+        show(sys.stderr, f"error: {str(error) or type(error).__name__}")
         return 130 if isinstance(error.__cause__, KeyboardInterrupt) else 1
     except (ValueError, OSError) as error:
         text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
-        write(sys.stderr, f"error: {text or type(error).__name__}\n")
+        show(sys.stderr, f"error: {text or type(error).__name__}")
         return 2
 
 
 def program() -> None:
     """The program: main, in which printing cannot fail."""
     protect()
-    try:
-        sys.exit(main(sys.argv[1:]))
-    finally:
-        release()
+    sys.exit(main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

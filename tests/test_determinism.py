@@ -7,7 +7,7 @@
   divides a gradient by its own size, so that one of pure rounding error (of the keys' biases, say, whose true gradient is
   zero) moves its weight as far as any other.
 - Other processors, devices and versions of torch: no promise of bits. A run writes torch's version and its threads into
-  config.json, and refuses to resume with others (test_run.py, another_torch_or_number_of_threads_is_a_difference).
+  config.json, and refuses to resume with others (test_config.py, another_torch_or_number_of_threads_is_a_difference).
 """
 
 import json

@@ -98,7 +98,7 @@ def test_flags_of_every_kind(monkeypatch):
     (["reward-model", "--model", "m", "--out", "o"], "one of the arguments --pairs --labels is required"),
     (["report", "no/such"], "no/such is not a run folder"),
     (["report", "x", "--device"], "expected one argument"),
-    (["report", "~nosuchuser"], "DIR '~nosuchuser': Could not determine home directory"),
+    (["report", "~nosuchuser"], "~nosuchuser is not a run folder"),
     (["train", *REQUIRED[:6], "--out", ""], "--out: expected a path, got ''"),
     (["train", *REQUIRED[:6], "--out=~nosuchuser/x"], "--out '~nosuchuser/x': Could not determine home directory"),
     (["train", *REQUIRED, "--seed", "18446744073709551616"], "argument --seed: expected a whole number of a size that 64 bits"),
@@ -237,6 +237,14 @@ def test_a_resumed_run_imports_nothing_that_only_its_folder_names(base, tmp_path
     said = capsys.readouterr().err
     assert "my_judge:score: a run folder is data, and code that it names is not imported" in said and "my_judge" not in sys.modules
     assert not (tmp_path / "touched").exists()
+    record = json.loads((out / "config.json").read_text())
+    for part, reward in (("ppo", "my_judge:score"), ("run", ["my_judge:score"]), ("run", 'rule:length - 0*"my_judge":score')):
+        crafted = json.loads(json.dumps(record))
+        crafted[part]["reward"] = reward
+        (out / "config.json").write_text(json.dumps(crafted))
+        assert cli.main(["train", "--resume", *argv]) == 2 and "my_judge" not in sys.modules
+        assert "code that it names is not imported" in capsys.readouterr().err
+    (out / "config.json").write_text(json.dumps(record))
     again = shlex.split(said[said.index("train --resume"):])
     assert again == ["train", "--resume", "--out", str(out), "--reward", "0.5*my_judge:score"]
     assert cli.main(again) == 0 and (tmp_path / "touched").exists()

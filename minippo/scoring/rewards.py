@@ -15,7 +15,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -96,7 +96,7 @@ def check_scores(scores, n: int, name: str, queries: list[str]) -> list[float]:
     Accepts lists and tensors (torch on any device, numpy) of real numbers; bools are 0 and 1.
     """
     values = scores.tolist() if hasattr(scores, "tolist") else scores
-    if isinstance(values, (str, bytes, dict, set)) or not hasattr(values, "__iter__"):
+    if isinstance(values, (str, bytes, Mapping, Set)) or not hasattr(values, "__iter__"):
         got = f"{type(scores).__name__} {scores!r:.60}"
         raise RewardError(f"reward {name}: expected {n} scores, got {got}")
     values = list(values)

@@ -40,7 +40,7 @@ class Stop:
     """Within, the first SIGINT, SIGTERM or SIGHUP is remembered until the update is over; a second one ends the process at once."""
 
     def __init__(self):
-        self.signum = None
+        self.signum, self.asked = None, 0
 
     def __enter__(self) -> Stop:
         main = threading.current_thread() is threading.main_thread()    # only it may set handlers
@@ -54,7 +54,8 @@ class Stop:
             signal.signal(signum, handler or signal.SIG_DFL)
 
     def remember(self, signum: int, frame) -> None:
-        if self.signum is not None and signal.Signals(signum).name != "SIGHUP":         # shell and kernel both send that one
+        self.asked += signal.Signals(signum).name != "SIGHUP"           # which comes more than once, or with a SIGTERM
+        if self.asked > 1:
             os._exit(128 + signum)                                      # every file is whole at any moment
         self.signum = self.signum or signum
         if sys.stderr is not None:                                      # else 2 may be the number of any file
@@ -74,8 +75,8 @@ def update_report(out: Path) -> None:
     try:
         if (out / "metrics.jsonl").stat().st_size:
             write_report(out)
-    except (OSError, ValueError) as error:
-        warn(f"no report: {error}")
+    except Exception as error:
+        warn(f"no report: {error!r}")
 
 
 # --- what ends a run -------------------------------------------------------------------------------------------------

@@ -142,11 +142,14 @@ def holder(file: BinaryIO) -> str:
     """The words for who holds the lock of a file."""
     file.seek(0)
     pid = file.read().decode("ascii", "replace").strip() or "unknown"
-    with suppress(ProcessLookupError, PermissionError, ValueError, OverflowError):
+    try:
         if os.name == "posix":                                          # on Windows the signal 0 is Ctrl-C
             os.kill(int(pid), 0)
-        return f"process {pid} trains in it"
-    return f"a process left behind by {pid}, which has ended, holds it"
+    except ProcessLookupError:
+        return f"a process left behind by {pid}, which has ended, holds it"
+    except (PermissionError, ValueError, OverflowError):                # another user's; no number, or none yet
+        pass
+    return f"process {pid} trains in it"
 
 
 def read_record(out: Path) -> dict:
@@ -230,9 +233,9 @@ def model_source(name: str, flag: str = "--model") -> str:
 def save(out: Path, trainer: PPOTrainer, state: RunState, logs: dict[str, Log], keep: int) -> Path:
     """Write a checkpoint, then remove the oldest; OSError leaves the old ones as they were."""
     state.sizes = {name: log.sync() for name, log in logs.items()}      # on the disk before the checkpoint that counts on them
-    if not (out / "config.json").exists():
-        warn(f"{out} was moved or removed during the run: this checkpoint goes into a new folder of that name")
     folder = out / f"checkpoint-{trainer.steps_done:06d}"
+    if not (out / "config.json").exists():
+        warn(f"{out} was moved or removed during the run: {folder} is new there; move it to where the run is, to --resume")
     save_state(folder, trainer, asdict(state))
     remove_old_checkpoints(out, keep)
     return folder

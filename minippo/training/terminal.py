@@ -16,17 +16,22 @@ def write(stream, text: str) -> None:
         stream.flush()
 
 
-def say(text: str, end: str = "\n") -> None:
-    write(sys.stdout, text + end)
-
-
-def warn(text: str) -> None:
-    write(sys.stderr, f"warning: {text}\n")
-
-
 def visible(text: str, keep: str = "") -> str:
     """Control characters, direction marks and the like as escapes, except those in `keep`: shown, not obeyed."""
     return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def show(stream, text: str) -> None:
+    """Lines of text, whoever wrote what is in them: a model, a file, a folder."""
+    write(stream, visible(text, keep="\n\t") + "\n")
+
+
+def say(text: str) -> None:
+    show(sys.stdout, text)
+
+
+def warn(text: str) -> None:
+    show(sys.stderr, f"warning: {text}")
 
 
 class Stream:
@@ -40,7 +45,7 @@ class Stream:
         return len(text)
 
     def flush(self) -> None:
-        pass                                                            # done in write
+        pass                                                            # done in write; at Python's end it cannot fail, either
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
@@ -48,21 +53,8 @@ class Stream:
 
 def protect() -> None:
     """For a program's first line: its prints cannot fail, and no file gets the number of a stream that a shell closed."""
-    for _ in range(3):
-        if (number := os.open(os.devnull, os.O_RDWR)) > 2:              # the lowest that is free
-            os.close(number)
-    sys.stdin = sys.stdin or open(os.devnull)
+    sys.stdin = sys.stdin or open(os.devnull)                           # opened in this order they get those numbers, 0 to 2
     sys.stdout, sys.stderr = (Stream(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))
-
-
-def release() -> None:
-    """For its last: what a closed or full stream still holds goes nowhere, else Python complains and changes the exit status."""
-    for stream in (sys.__stdout__, sys.__stderr__):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            with suppress(OSError, ValueError, AttributeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Progress:
@@ -88,7 +80,7 @@ class Progress:
     def write(self, line: str, last: bool) -> None:
         if self.terminal:
             line = f"\r{line:<79}"                                      # blanks wipe what a longer line has left
-        say(line, end="" if self.terminal and not last else "\n")
+        write(sys.stdout, line if self.terminal and not last else line + "\n")
 
 
 def status_line(metrics: dict, steps: int, seconds_left: float) -> str:

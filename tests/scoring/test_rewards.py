@@ -73,8 +73,8 @@ def test_the_wrong_number_of_scores_is_refused():
     for scores in ([1.0] * 7, torch.ones(7), np.ones((7, 8))):
         with pytest.raises(RewardError, match="reward mine: expected 8 scores, got 7"):
             check_scores(scores, 8, "mine", ["q"] * 8)
-    for scores in (None, 1.0, "12345678", {}, {1.0}, torch.tensor(1.0)):
-        with pytest.raises(RewardError, match="reward mine: expected 8 scores, got [a-zA-Z]+ "):
+    for scores in (None, 1.0, "12345678", {}, {1.0}, frozenset({1.0}), {1.0: 1}.keys(), torch.tensor(1.0)):
+        with pytest.raises(RewardError, match="reward mine: expected 8 scores, got [a-zA-Z_]+ "):
             check_scores(scores, 8, "mine", ["q"] * 8)
 
 

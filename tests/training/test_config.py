@@ -1,11 +1,14 @@
 """The settings of a run: what is refused, and paths."""
 
+import json
 import os
 
 import pytest
+import torch
 
 from minippo.ppo import PPOConfig
-from minippo.training.config import RunConfig, check_types, pick_device, place
+from minippo.training.config import RunConfig, check_types, differences, pick_device, place
+from test_run import base  # noqa: F401: a fixture
 
 
 @pytest.mark.parametrize("field, value", [
@@ -48,3 +51,9 @@ def test_a_path_is_absolute_and_its_home_is_found_once(tmp_path, monkeypatch):
 def test_a_device_that_holds_no_numbers_here_is_refused(name):
     with pytest.raises(ValueError, match=f"no device '{name}' here; there is cpu"):
         pick_device(name)
+
+
+def test_another_torch_or_number_of_threads_is_a_difference(base):
+    record = json.loads((base / "reference" / "config.json").read_text())
+    changed = differences(record, record | {"torch": "9", "threads": 7})
+    assert changed == ["threads: 1 -> 7", f"torch: {torch.__version__!r} -> '9'"]

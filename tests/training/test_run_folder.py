@@ -63,7 +63,36 @@ def test_a_config_json_that_is_no_run_s_gives_one_clear_line(base, tmp_path, con
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+def test_a_folder_with_a_run_is_not_written_over(base):
+    before = history(base / "reference")
+    with pytest.raises(ValueError, match="already holds a run: continue it with --resume"):
+        start(base, base / "reference")
+    assert history(base / "reference") == before
+
+
+def test_a_foreign_config_json_is_not_written_over(base):
+    with pytest.raises(ValueError, match="config.json is not the config.json of a run"):
+        start(base, base / "model", resume=True)
+
+
+def test_out_must_be_a_folder_that_can_be_written(base, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        start(base, tmp_path / "file")
+    if os.getuid() != 0:
+        tmp_path.chmod(0o500)
+        with pytest.raises(PermissionError):
+            start(base, tmp_path / "new")
+
+
 # --- the lock -------------------------------------------------------------------------------------
+
+def test_a_second_run_in_the_same_folder_is_refused(base, tmp_path):
+    with lock(tmp_path):
+        with pytest.raises(BlockingIOError, match=f"process {os.getpid()} trains in it"):
+            start(base, tmp_path)
+    start(base, tmp_path, steps=2)                                                     # a .lock that nobody holds is no problem
+
 
 def test_a_child_that_outlives_a_killed_run_does_not_hold_its_lock(tmp_path):
     """A reward that forks without exec: the run is killed, the child sleeps on, and another run may begin at once."""
@@ -144,7 +173,7 @@ def test_a_folder_renamed_during_a_run_loses_no_weights(base, tmp_path, capsys):
         return [0.0] * len(queries)
     result = start(base, tmp_path / "run", score_fn=rename, keep_checkpoints=9)
     assert result.checkpoint == tmp_path / "run" / "checkpoint-000004" and verify_folder(result.checkpoint)["step"] == 4
-    assert "was moved or removed during the run: this checkpoint goes into a new folder" in capsys.readouterr().err
+    assert "was moved or removed during the run: " in capsys.readouterr().err
     assert len(lines(tmp_path / "renamed" / "metrics.jsonl")) == 4
 
 

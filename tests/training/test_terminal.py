@@ -101,13 +101,16 @@ def test_what_a_stream_cannot_encode_becomes_an_escape():
     assert raw.getvalue() == b"\\xe9 \\ufffd \\ud800 a\n"
 
 
-def test_text_is_shown_and_not_obeyed():
+def test_text_is_shown_and_not_obeyed(capsys):
+    say("a\x1b[2J\rb\n\tc")
+    warn("a\x1b[2J")
+    assert capsys.readouterr() == ("a\\x1b[2J\\rb\n\tc\n", "warning: a\\x1b[2J\n")
     assert visible("a\x1b[2J\u202e\r\nb\u00e9") == "a\\x1b[2J\\u202e\\r\\nb\u00e9" and visible("a\n\tb", keep="\n") == "a\n\\tb"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
 @pytest.mark.parametrize("command, status", [
-    ("report no/such >/dev/full 2>&-", 2), ("generate --model no/such --prompt x <&- >&- 2>&-", 2),
+    ("report no/such >/dev/full 2>&-", 2), ("--help >/dev/full", 0), ("generate --model no/such --prompt x <&- >&- 2>&-", 2),
     ("train --help | true", 0)])
 def test_a_program_keeps_its_exit_status_whatever_its_streams_are(command, status):
     """The first of a pipe's: head -1 and the like leave before it is done."""
