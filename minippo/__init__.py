@@ -1,6 +1,6 @@
 """minippo: PPO fine-tuning of GPT-2, from scratch, to be read.
 
-The reading path: gpt2.py -> generation.py -> policy.py -> ppo.py.
+The reading path: gpt2.py with attention.py -> generation.py -> policy.py -> ppo.py.
 """
 
 import sys

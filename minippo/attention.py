@@ -1,4 +1,4 @@
-"""Attention, and the three contexts in which it happens.
+"""Attention, and the three ways in which it is called.
 
     no context              T tokens attend to themselves and to those before: scoring and training without padding
     a layer of a KVCache    the same, and keys and values are kept (prefill); or one new token a row attends to all kept ones (decode)
@@ -49,10 +49,13 @@ class LayerCache(NamedTuple):
         """(B, T, 3C) -> (B, T, C), and the new keys and values are kept; T = 1 when decoding."""
         q, k, v = split_heads(qkv, n_head)
         if self.input_pos is None:
-            self.keys[:, :, :k.shape[2]], self.values[:, :, :k.shape[2]] = k, v
+            T = k.shape[2]
+            self.keys[:, :, :T] = k
+            self.values[:, :, :T] = v
             return merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
         # a slice between two index tensors: row b writes all its heads at its own column, keys[b, :, input_pos[b]] = k[b, :, 0]
-        self.keys[self.rows, :, self.input_pos], self.values[self.rows, :, self.input_pos] = k[:, :, 0], v[:, :, 0]
+        self.keys[self.rows, :, self.input_pos] = k[:, :, 0]
+        self.values[self.rows, :, self.input_pos] = v[:, :, 0]
         # not is_causal, which aligns queries and keys at the top left: one query against S keys would see the first alone
         return merge_heads(F.scaled_dot_product_attention(q, self.keys, self.values, attn_mask=self.attn_mask))
 
@@ -60,7 +63,8 @@ class LayerCache(NamedTuple):
 class KVCache:
     """Keys and values of every layer in buffers of fixed size, so that a decode step always has the same shape.
 
-    Row b holds the tokens of sequence b in columns 0..input_pos[b]; what lies behind is zero or stale and never attended to.
+    Row b holds the tokens of sequence b in columns 0..input_pos[b]; what lies behind is zero or stale and never attended to. So the
+    keys of a query's padding do no harm: they lie behind input_pos, and are overwritten as the row grows.
     """
 
     def __init__(self, config, batch_size: int, length: int, device: torch.device, dtype: torch.dtype):
@@ -76,9 +80,9 @@ class KVCache:
 
     def decode(self, input_pos: Tensor) -> list[LayerCache]:
         """A context for each layer, to run one token a row, which stands in column input_pos (B,)."""
-        hidden = self.columns > input_pos[:, None]                                # (B, S)
-        attn_mask = torch.zeros(hidden.shape, device=hidden.device, dtype=self.keys[0].dtype)
-        attn_mask = attn_mask.masked_fill_(hidden, -math.inf)[:, None, None]      # (B, 1, 1, S)
+        behind = self.columns > input_pos[:, None]                                # (B, S)
+        attn_mask = torch.zeros(behind.shape, device=behind.device, dtype=self.keys[0].dtype)
+        attn_mask = attn_mask.masked_fill_(behind, -math.inf)[:, None, None]      # (B, 1, 1, S)
         return [LayerCache(keys, values, self.rows, input_pos, attn_mask) for keys, values in zip(self.keys, self.values)]
 
     def clear(self) -> None:
@@ -109,9 +113,9 @@ Context = LayerCache | Unpadded         # None where there is neither
 
 
 def hidden_states(model, tokens: Tensor, real_index: Tensor) -> Tensor:
-    """The final hidden states of a GPT2 at the real tokens of a padded batch, the others to be ignored: (B, T) -> (B, T, C) fp32.
+    """GPT2.hidden of a padded batch without the work on the padding: (B, T) -> (B, T, C) fp32, to be ignored at the padding.
 
-    It is model.blocks(model.embed(tokens, positions)), without the work on the padding.
+    Norms, MLPs and projections, all per-token work, run on the n real tokens; attention alone pads them.
     """
     x = model.embed(tokens, torch.arange(tokens.shape[1], device=tokens.device))            # (B, T, C)
     if not model.skip_padding or len(real_index) == tokens.numel():

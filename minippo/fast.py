@@ -105,14 +105,16 @@ def torch_modes(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         if device.type != "cuda":
             yield
             return
-        before = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
-        torch.set_float32_matmul_precision("high" if dtype != torch.float32 else before[0])
+        matmul, cudnn_sdp = torch.backends.cuda.matmul, torch.backends.cuda.cudnn_sdp_enabled()
+        name, tf32 = ("fp32_precision", "tf32") if hasattr(matmul, "fp32_precision") else ("allow_tf32", True)    # since torch 2.9
+        before = getattr(matmul, name)
+        setattr(matmul, name, tf32 if dtype.itemsize == 2 else before)
         torch.backends.cuda.enable_cudnn_sdp(False)
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(before[0])
-            torch.backends.cuda.enable_cudnn_sdp(before[1])
+            setattr(matmul, name, before)
+            torch.backends.cuda.enable_cudnn_sdp(cudnn_sdp)
 
 
 def training_modes(method: Callable) -> Callable:

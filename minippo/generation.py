@@ -1,13 +1,13 @@
 """Sampling responses to ragged queries with a key/value cache.
 
 Queries are padded on the right; each row writes its next token at its own column of the cache and attends to the columns up
-to it, so there is no left padding, no position id and no attention mask to get wrong. All uniform random numbers of a rollout
-are drawn beforehand, on the CPU, from an explicit generator: the same seed gives the same draws on every device, and the
-decode step holds no randomness and no host sync, so that on CUDA it is recorded once as a graph and then replayed.
+to it, so there is no left padding, and no position id or attention mask for a caller to get wrong. All uniform random numbers
+of a rollout are drawn beforehand, on the CPU: the same seed gives the same draws on every device, and the decode step holds no
+randomness and no host sync, so that on CUDA it is recorded once as a graph and then replayed.
 
 The loop stands in `Decoder.run`.
 
-Shapes: B batch, Q longest query, R most new tokens, S cache length >= Q + R, V vocabulary.
+Shapes: B batch, Q longest query, R most new tokens, S cache length, for each query and its limit, V vocabulary.
 """
 
 from __future__ import annotations
@@ -108,14 +108,15 @@ class Decoder:
         self.failed_at.copy_(torch.where(finite, self.failed_at, self.failed_at.minimum(j[0])))
         self.output.scatter_(1, j.expand(len(logits), 1), token)
         self.token.copy_(token)
-        self.input_pos.copy_(torch.minimum(self.input_pos + 1, self.last_pos))       # a finished row stays where it is
+        self.input_pos.copy_(torch.minimum(self.input_pos + 1, self.last_pos))       # a row at its limit stays where it is
         self.step_index.add_(1)
 
     def finished(self, j: int) -> bool:
-        """Whether every row has its EOS. Looking is a host sync on a GPU, so there it looks at every 16th token alone."""
-        check_every = 1 if self.output.device.type == "cpu" else 16
-        eos = self.sampling.eos_token_id
-        return eos is not None and j % check_every == 0 and bool((self.output == eos).any(1).all())
+        """Whether every row has its EOS or its last token. Looking is a host sync on a GPU: there at every 16th token alone."""
+        eos, look_every = self.sampling.eos_token_id, 1 if self.output.device.type == "cpu" else 16
+        if eos is None or j % look_every:
+            return False
+        return bool(((self.output == eos).any(1) | (self.input_pos == self.last_pos)).all())
 
     def reset(self, lengths: Tensor, limits: Tensor, min_new: Tensor, uniforms: Tensor) -> None:
         """Ready for other queries of the same shape: (B,) int64 each, uniforms (B, R)."""
@@ -126,8 +127,6 @@ class Decoder:
         self.failed_at.fill_(self.output.shape[1])
         self.step_index.zero_()
         self.output.fill_(-1)                                                        # no token: 0 may be EOS
-        if self.graph is not None:
-            self.cache.clear()                                                       # a kept one may hold NaN behind an EOS
 
     def record(self, model: GPT2) -> torch.cuda.CUDAGraph:
         """The step as a CUDA graph; the warm-up steps and the recording change only buffers that reset() sets again."""
@@ -184,9 +183,9 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
     with torch_modes(model.device, model.compute_dtype):
         rows = torch.tensor([lengths, limits, min_new], device="cpu")                # (3, B)
         padded, rows = upload([pad_right(queries), rows], model.device)
-        S, columns = (-(-n // 16) * 16 for n in (max(map(sum, zip(lengths, limits))), R))          # 16, 32, 48, ...: few shapes
+        S = round_up(max(length + limit for length, limit in zip(lengths, limits)))
         snapshot = compute_snapshot(model)
-        decoder = decoder_for(model, snapshot, sampling, B, S, columns)
+        decoder = decoder_for(model, snapshot, sampling, B, S, round_up(R))
         decoder.reset(*rows, uniforms.to(model.device))
         output = decoder.run(snapshot, padded, rows[0], R)
         table = torch.cat([output, decoder.failed_at[:, None]], 1).tolist()          # one host sync
@@ -204,6 +203,11 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
 
 
 # --- what is kept between calls -------------------------------------------------------------------------------------
+
+def round_up(n: int) -> int:
+    """16, 32, 48, ...: few shapes, so that kept graphs fit."""
+    return -(-n // 16) * 16
+
 
 KEPT_DECODERS = 2           # shapes whose decoder is kept on CUDA; each holds a cache and the memory of its graph
 
@@ -237,13 +241,16 @@ def compute_snapshot(model: GPT2) -> GPT2:
     """
     if model.compute_dtype == torch.float32:
         return model
-    modules, kept = list(model.h.modules()), _snapshots.get(model)
-    if kept is None or kept.modules != modules or kept.model.dtype != model.compute_dtype or kept.model.h[0].ln_1.weight.device != model.device:
+    modules = list(model.h.modules())
+    kept = _snapshots.get(model)
+    fits = (kept is not None and kept.modules == modules and kept.model.dtype == model.compute_dtype
+            and next(kept.model.h.parameters()).device == model.device)
+    if not fits:
         snapshot = copy.copy(model)                                # shares wte, wpe and ln_f ...
         snapshot._modules = dict(model._modules)
         snapshot.h = copy.deepcopy(model.h).to(model.compute_dtype).requires_grad_(False)  # ... but not the blocks
         snapshot.dtype = model.compute_dtype
-        for module, own in zip(snapshot.h.modules(), modules):
+        for module, own in zip(snapshot.h.modules(), modules):     # the same dictionaries: hooks added later are seen, too
             vars(module).update({name: value for name, value in vars(own).items() if name.startswith("_forward_") and "hooks" in name})
         kept = _snapshots[model] = Snapshot(snapshot, modules)
     torch._foreach_copy_(list(kept.model.h.parameters()), list(model.h.parameters()))
@@ -259,6 +266,8 @@ def decoder_for(model: GPT2, snapshot: GPT2, sampling: Sampling, batch_size: int
     addresses = tuple(parameter.data_ptr() for parameter in snapshot.parameters())        # a graph replays on addresses
     key = (sampling, batch_size, length, max_new_tokens, addresses, hooked(snapshot))
     decoder = kept.pop(key, None)
+    if decoder is not None:
+        decoder.cache.clear()                                                              # it may hold NaN behind an EOS
     while decoder is None and len(kept) >= KEPT_DECODERS:
         kept.pop(next(iter(kept)))                                                         # the one not used for longest
     kept[key] = decoder or Decoder(snapshot, sampling, batch_size, length, max_new_tokens)

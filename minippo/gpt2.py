@@ -5,8 +5,8 @@ the names of the public checkpoint (wte, wpe, h, ln_1, attn.c_attn, mlp.c_fc, ln
 
 What was left out, and why:
 1. Dropout. PPO compares two forward passes over the same tokens; with dropout they differ and the ratio is noise.
-2. Attention masks and position ids. Sequences are padded on the right, so causal attention already hides the padding.
-3. Cross-attention, head pruning, gradient clipping, ...: not GPT-2.
+2. Attention masks and position ids as inputs. Sequences are padded on the right, so causal attention already hides the padding.
+3. Cross-attention, head pruning, ...: not GPT-2.
 
 Shapes: B batch, T sequence length, V vocabulary, C width (n_embd).
 """
@@ -60,7 +60,7 @@ class Linear(nn.Linear):
 
 
 class LayerNorm(nn.LayerNorm):
-    """nn.LayerNorm, computed in fp32 inside the kernel and returned in the dtype of its input."""
+    """nn.LayerNorm with input, weights and result in the dtype of its input; the kernel computes in fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
@@ -106,10 +106,9 @@ class GPT2(nn.Module):
     """The language model. Parameters are fp32 masters; `dtype` is the precision in which the blocks compute.
 
     Args:
-        config: the sizes.
-        dtype: torch.float32, torch.bfloat16 or torch.float16 for the blocks; None chooses bf16 on a GPU that has it
-            natively and fp32 everywhere else. The final layer norm, the head and all that follows are always fp32: a bf16
-            logit of GPT-2 (about -30 to -100) is off by up to a quarter of a nat, more than PPO's clip range.
+        dtype: torch.float32, bfloat16 or float16 for the blocks; None: bf16 on a GPU that has it natively, else fp32. The final
+            layer norm, the head and all that follows are fp32 (on CUDA with TF32 products, see fast.torch_modes): a bf16 logit
+            of GPT-2, about -30 to -100, is off by up to a quarter of a nat.
         generator: draws the initial weights; None uses torch's default generator.
     """
 
@@ -118,7 +117,7 @@ class GPT2(nn.Module):
         self.config = config
         self.dtype = dtype
         self.gradient_checkpointing = False     # recompute each block in the backward pass: less memory, a third more work
-        self.skip_padding = True                # in policy.py and reward_model.py; off for torch.compile, which wants few shapes
+        self.skip_padding = True                # in attention.hidden_states; off for torch.compile, which wants few shapes
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)                 # token embedding, and the head: tied
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)                # position embedding
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
@@ -127,7 +126,7 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """GPT-2's initialisation: N(0, 0.02), projections into the residual stream scaled by 1 / sqrt(2 * n_layer)."""
+        """As transformers and nanoGPT do: N(0, 0.02), projections into the residual stream scaled by 1 / sqrt(2 * n_layer)."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
@@ -144,7 +143,8 @@ class GPT2(nn.Module):
 
         FileNotFoundError: no such folder or file; ValueError: a foreign or damaged file, named with what was expected.
         """
-        folder, device = find_model(name_or_dir), device or ("cuda" if torch.cuda.is_available() else "cpu")
+        folder = find_model(name_or_dir)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         config = GPT2Config(**read_config(folder))
         check_layers(folder, config.n_layer)
         with torch.device("meta"):                                                # shapes without memory, for the file's tensors
@@ -155,7 +155,7 @@ class GPT2(nn.Module):
         return model
 
     def save_pretrained(self, folder: str, tokenizer=None) -> None:
-        """Write a model folder that transformers' AutoModelForCausalLM loads; see files/model_folder.py."""
+        """Write a model folder, which transformers' AutoModelForCausalLM loads."""
         save_model(folder, asdict(self.config), dict(self.named_parameters()), tokenizer=tokenizer)
 
     @property
@@ -168,7 +168,7 @@ class GPT2(nn.Module):
         if self.dtype is not None:
             return self.dtype
         native = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if native else self.wte.weight.dtype
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Token and position embeddings, in the precision of the blocks: (B, T) int64, (T,) or (B, T) int64 -> (B, T, C)."""
@@ -187,12 +187,13 @@ class GPT2(nn.Module):
         """Logits, through the transposed token embedding: (N, C) -> (N, V), or (B, T, C) -> (B, T, V); fp32."""
         return linear(hidden, self.wte.weight)
 
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """The final hidden states: (B, T) int64 -> (B, T, C) fp32."""
+        if tokens.dim() != 2 or tokens.is_floating_point() or tokens.shape[1] > self.config.n_positions:
+            raise ValueError(f"expected tokens (B, T) of an integer type, T at most the model's {self.config.n_positions} positions; got "
+                             f"{tuple(tokens.shape)} {tokens.dtype}")
+        return self.blocks(self.embed(tokens, torch.arange(tokens.shape[1], device=tokens.device)))
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits: (B, T) int64 -> (B, T, V) fp32."""
-        if tokens.dim() != 2 or tokens.is_floating_point():
-            raise ValueError(f"expected tokens of shape (B, T) and an integer type, got {tuple(tokens.shape)} {tokens.dtype}")
-        if tokens.shape[1] > self.config.n_positions:
-            raise ValueError(f"sequence of {tokens.shape[1]} tokens, but the model has {self.config.n_positions} positions "
-                             "(n_positions): shorten it")
-        positions = torch.arange(tokens.shape[1], device=tokens.device)           # (T,)
-        return self.head(self.blocks(self.embed(tokens, positions)))
+        return self.head(self.hidden(tokens))

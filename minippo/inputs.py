@@ -94,7 +94,8 @@ def check_scores(scores: Sequence | Tensor, responses: list[Tensor]) -> Tensor:
         raise ValueError(f"scores: expected a list of {B} numbers or a tensor of that length, got {scores!r:.80}")
     if len(scores) != B:
         raise ValueError(f"expected {B} scores, one for each response, got {len(scores)}")
-    scores, rows = scores.detach().cpu() if isinstance(scores, Tensor) else scores, []      # one host sync, not one a row
+    scores = scores.detach().cpu() if isinstance(scores, Tensor) else scores                # one host sync, not one a row
+    rows = []
     for i, score in enumerate(scores):
         if not (isinstance(score, (Real, Tensor)) or hasattr(score, "__array__")):
             raise ValueError(f"scores[{i}]: expected a number or a tensor, got {type(score).__name__} {score!r:.40}")
@@ -185,27 +186,19 @@ def check_temperature(temperature: float, sampled_at: float) -> float:
     return float(temperature)
 
 
-def process_scores(scores: Tensor, responses: list[Tensor], eos_token_id: int | None, config, moments) -> Tensor:
-    """The scores as they are rewarded, (B,) or (B, R): penalty for a missing EOS, running scale and mean, clip; see PPOConfig."""
-    if config.missing_eos_penalty is not None:
-        if eos_token_id is None:
-            raise ValueError("missing_eos_penalty needs to know the EOS token: give the trainer a tokenizer, or set trainer.eos_token_id")
-        scores = scores.clone()
-        for i, response in enumerate(responses):
-            if int(response[-1]) != eos_token_id:
-                (scores[i] if scores.dim() == 1 else scores[i, len(response) - 1]).sub_(config.missing_eos_penalty)
-    if config.use_score_scaling:
-        if scores.dim() > 1:
-            raise ValueError("use_score_scaling works on one score per response, but per-token rewards were given")
-        moments.update(scores)
-        scores = (scores - moments.mean if config.use_score_norm else scores) / moments.std
-    if config.score_clip is not None:
-        scores = scores.clamp(-config.score_clip, config.score_clip)
+def penalise_missing_eos(scores: Tensor, responses: list[Tensor], eos_token_id: int | None, penalty: float) -> Tensor:
+    """Scores, (B,) or (B, R), less `penalty` at the end of each response that does not end with EOS."""
+    if eos_token_id is None:
+        raise ValueError("missing_eos_penalty needs to know the EOS token: give the trainer a tokenizer, or set trainer.eos_token_id")
+    scores = scores.clone()
+    for i, response in enumerate(responses):
+        if int(response[-1]) != eos_token_id:
+            (scores[i] if scores.dim() == 1 else scores[i, len(response) - 1]).sub_(penalty)
     return scores
 
 
 def warn_of_filters(generation_kwargs: dict) -> bool:
-    """Whether these settings sample from another distribution than `step` scores; then with a warning."""
+    """Whether these settings cut tokens off the distribution that `step` scores; then with a warning."""
     filtered = [name for name in ("top_k", "min_length", "min_new_tokens") if (generation_kwargs.get(name) or 0) > 0]
     filtered += ["top_p"] if (generation_kwargs.get("top_p") or 1) < 1 else []
     if filtered:

@@ -32,13 +32,21 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
     return squares.sum() / (mask.sum() - 1).clamp(min=1)
 
 
+def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """x with mean 0 (or its own mean, if shift_mean is False) and variance 1 inside the mask, 0 outside."""
+    wide = x.double()                   # in fp32 equal numbers differ from their mean by rounding, which a variance of 0 blows up
+    mean, var = masked_mean(wide, mask), masked_var(wide, mask)
+    whitened = (wide - mean) * torch.rsqrt(var + 1e-8)
+    return torch.where(mask.bool(), whitened if shift_mean else whitened + mean, 0.0).to(x.dtype)
+
+
 def std(x: Tensor) -> Tensor:
     """Standard deviation with n - 1; 0 for a single number, where torch gives NaN."""
     return x.std() if x.numel() > 1 else torch.zeros_like(x).sum()
 
 
 def mean_of(records: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each statistic over minibatches."""
+    """The mean of each statistic over minibatches: those that were applied, or all where none was."""
     return {name: sum(record[name] for record in records) / len(records) for name in records[0]}
 
 
@@ -49,6 +57,8 @@ class RunningMoments:
         self.mean, self.var, self.count = mean, var, count
 
     def update(self, x: Tensor) -> None:
+        if x.dim() > 1:
+            raise ValueError("use_score_scaling works on one score per response, but per-token rewards were given")
         x = x.double()                  # in fp32 equal scores would have a tiny variance, and dividing by it blows them up
         n, mean, var = x.numel(), float(x.mean()), float(x.var(unbiased=False))
         total, delta = self.count + n, mean - self.mean
@@ -90,48 +100,6 @@ def batch_stats(batch) -> dict:
                   f"tokens/{name}_dist": lengths}
     return stats | {"objective/kl_dist": kl.cpu(), "objective/logprobs": batch.logprobs.cpu(),
                     "objective/ref_logprobs": batch.ref_logprobs.cpu(), "ppo/policy/advantages": batch.advantages[mask].cpu()}
-
-
-# --- time and memory -------------------------------------------------------------------------------------------------
-
-class Stopwatch:
-    """Seconds of each phase. On CUDA the phases are marked in the stream of work and read at the end: no phase waits for another."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.marks = device, []
-        self.lap("start")
-
-    def lap(self, name: str) -> None:
-        """The phase of this name, which began at the mark before, is over."""
-        mark = time.perf_counter()
-        if self.device.type == "cuda":
-            mark = torch.cuda.Event(enable_timing=True)
-            mark.record(torch.cuda.current_stream(self.device))
-        self.marks.append((name, mark))
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each phase by name, and of all together under "time/ppo/total"."""
-        def between(start, end) -> float:
-            return start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
-        if self.device.type == "cuda":
-            self.marks[-1][1].synchronize()
-        times = {name: between(start, end) for (_, start), (name, end) in zip(self.marks, self.marks[1:])}
-        return times | {"time/ppo/total": between(self.marks[0][1], self.marks[-1][1])}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes so far: of tensors on CUDA, else of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")                                  # Linux, where ru_maxrss begins at what the parent held
-    high = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    if high:
-        return 1024 * int(high[1])
-    try:
-        import resource
-    except ImportError:                                                 # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)       # else KiB
 
 
 # --- what each statistic means ----------------------------------------------------------------------------------------
@@ -194,7 +162,7 @@ METRICS = [
            "masked_mean(max(-A * ratio, -A * clip(ratio, 1 - c, 1 + c)))", "Slightly below 0, small and noisy.",
            "A spike: ratios far from 1.", "update"),
     Metric("ppo/loss/value", "Value loss", "error of the value head, clipped",
-           "0.5 * masked_mean(max((v - R)^2, (clip(v) - R)^2))", "Falls from its first values and stays low.",
+           "0.5 * masked_mean(max((v - returns)^2, (clip(v) - returns)^2))", "Falls from its first values and stays low.",
            "Growing: returns too large or too changeable; scale the score.", "update"),
     Metric("ppo/loss/total", "Total loss", "what the optimizer descends",
            "policy loss + vf_coef * value loss - entropy_coef * entropy", "Small; it need not fall.",
@@ -217,7 +185,7 @@ METRICS = [
     Metric("ppo/val/var_explained", "Explained variance", "how much of the returns the values at rollout predict",
            "1 - var(returns - values) / var(returns)", "Climbs from about 0 towards 1.",
            "Near 0 or below late in a run: the values predict no better than a constant; on pure noise it stays there.", "value"),
-    Metric("ppo/val/error", "Value error", "squared error of the values, not clipped", "masked_mean((v - R)^2)", "Falls.",
+    Metric("ppo/val/error", "Value error", "squared error of the values, not clipped", "masked_mean((v - returns)^2)", "Falls.",
            "Growing: the returns move faster than the value head learns.", "value"),
     Metric("ppo/val/clipfrac", "Value clip fraction", "share of tokens whose value was clipped",
            "masked_mean(clipped error > error)", "Small.", "Large: the returns are wide beside cliprange_value.", "value"),
@@ -264,3 +232,45 @@ def metric_of(key: str) -> Metric | None:
         if metric.key.endswith("/") and key.startswith(metric.key):
             return metric._replace(key=key, title=f"Score: {key[len(metric.key):]}")
     return None
+
+
+# --- time and memory -------------------------------------------------------------------------------------------------
+
+class Stopwatch:
+    """Seconds of each phase. On CUDA the phases are marked in the stream of work and read at the end: no phase waits for another."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.marks = device, []
+        self.lap("start")
+
+    def lap(self, name: str) -> None:
+        """The phase of this name, which began at the mark before, is over."""
+        mark = time.perf_counter()
+        if self.device.type == "cuda":
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record(torch.cuda.current_stream(self.device))
+        self.marks.append((name, mark))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase by name, and of all together under "time/ppo/total"."""
+        def between(start, end) -> float:
+            return start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
+        if self.device.type == "cuda":
+            self.marks[-1][1].synchronize()
+        times = {name: between(start, end) for (_, start), (name, end) in zip(self.marks, self.marks[1:])}
+        return times | {"time/ppo/total": between(self.marks[0][1], self.marks[-1][1])}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes so far: of tensors on CUDA, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")                                  # Linux, where ru_maxrss begins at what the parent held
+    high = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if high:
+        return 1024 * int(high[1])
+    try:
+        import resource
+    except ImportError:                                                 # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)       # else KiB

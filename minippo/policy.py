@@ -1,6 +1,6 @@
 """The policy: GPT-2 with a value head, its frozen reference copy, and the log-probabilities of responses.
 
-The alignment rule, which only this file knows: column t of every (B, R) tensor belongs to response token t. Its
+The alignment rule, which only this file knows (sampling reads a query's last position alone): column t of every (B, R) tensor belongs to response token t. Its
 log-probability and its value are read at position `query_length - 1 + t` of the sequence, the position that predicts it.
 
     position      0    1    2    3    4    5            query = a b c (3 tokens), response = x y z (3 tokens)
@@ -84,8 +84,7 @@ class GPT2WithValueHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) int64 -> logits (B, T, V) and values (B, T), both fp32."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        hidden = self.transformer.blocks(self.transformer.embed(tokens, positions))             # (B, T, C)
+        hidden = self.transformer.hidden(tokens)                                                # (B, T, C)
         return self.transformer.head(hidden), self.v_head(hidden).squeeze(-1)
 
     def generate(self, queries: Sequence[Tensor], max_new_tokens: int | Sequence[int] = 20, min_new_tokens: int = 0,
@@ -104,7 +103,7 @@ class GPT2WithValueHead(nn.Module):
 def create_reference_model(model: GPT2WithValueHead) -> GPT2WithValueHead:
     """A frozen copy: eval mode, no gradients, storage of its own. KL is measured against it, so it must never move.
 
-    Where the blocks compute in bf16 the copy's blocks are kept in bf16: the same numbers at half the memory.
+    Where the blocks compute in 16 bits the copy's blocks are kept so: the same numbers at half the memory.
     """
     reference = copy.deepcopy(model).eval().requires_grad_(False)
     reference.transformer.h.to(model.transformer.compute_dtype)
@@ -128,10 +127,10 @@ class Alignment(NamedTuple):
     mask: Tensor                # (B, R) bool: real response tokens
     real_index: Tensor          # (n,) int64: into the flattened (B * (T-1)) positions, those that are not padding
 
-    def columns(self, values: Tensor) -> Tensor:
+    def to_columns(self, x: Tensor) -> Tensor:
         """One number per response token as a padded tensor: (N,) -> (B, R), 0 at the padding."""
-        flat = torch.zeros(self.mask.numel(), dtype=values.dtype, device=values.device)
-        return flat.index_put((self.response_index,), values).view(self.mask.shape)
+        flat = torch.zeros(self.mask.numel(), dtype=x.dtype, device=x.device)
+        return flat.index_put((self.response_index,), x).view(self.mask.shape)
 
 
 def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) -> Alignment:
@@ -139,13 +138,13 @@ def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) 
 
     Worked out on the CPU from lengths, so that it costs no host sync and ignores what tokens are.
     """
-    Q = torch.tensor([len(query) for query in queries], device="cpu")[:, None]              # (B, 1) lengths
-    R = torch.tensor([len(response) for response in responses], device="cpu")[:, None]
-    columns = torch.arange(int((Q + R).max()) - 1, device="cpu")                            # (T-1,)
-    input_mask = columns < Q + R - 1                                                        # (B, T-1): all but the last token
-    in_query = columns < Q
-    predicts = input_mask & (columns >= Q - 1)                                              # query_length - 1 + t
-    mask = torch.arange(int(R.max()), device="cpu") < R                                     # (B, R)
+    query_lengths = torch.tensor([len(query) for query in queries], device="cpu")[:, None]          # (B, 1)
+    response_lengths = torch.tensor([len(response) for response in responses], device="cpu")[:, None]
+    position = torch.arange(int((query_lengths + response_lengths).max()) - 1, device="cpu")        # (T-1,)
+    input_mask = position < query_lengths + response_lengths - 1                            # (B, T-1): all but the last token
+    in_query = position < query_lengths
+    predicts = input_mask & (position >= query_lengths - 1)                                 # query_length - 1 + t
+    mask = torch.arange(int(response_lengths.max()), device="cpu") < response_lengths       # (B, R)
     tokens = torch.zeros(input_mask.shape, dtype=torch.long, device="cpu")
     tokens[in_query] = torch.cat(queries)
     tokens[input_mask & ~in_query] = torch.cat([response[:-1] for response in responses])
@@ -171,7 +170,7 @@ def token_logprobs(transformer: GPT2, hidden: Tensor, targets: Tensor, temperatu
 
 def evaluate_responses(model: GPT2WithValueHead, queries: list[Tensor], responses: list[Tensor], temperature: float = 1.0,
                        entropy_grad: bool = False) -> Evaluation:
-    """Score responses under `model`: one code path for rollout, reference and training, so that the first ratio is 1.
+    """Score responses under `model`: one way for rollout, reference and training, so that the first ratio is 1.
 
     Args:
         queries, responses: B 1-D tensors each, as inputs.check_pairs returns them.
@@ -188,7 +187,7 @@ def evaluate_responses(model: GPT2WithValueHead, queries: list[Tensor], response
                  for h, t in zip(hidden.split(chunk), aligned.targets.split(chunk))]
         logprobs, entropy = (torch.cat(part) for part in zip(*parts))
     values = model.v_head(hidden).squeeze(-1)                                               # (N,)
-    return Evaluation(aligned.columns(logprobs), aligned.columns(values), aligned.columns(entropy), aligned.mask)
+    return Evaluation(aligned.to_columns(logprobs), aligned.to_columns(values), aligned.to_columns(entropy), aligned.mask)
 
 
 def response_logprobs(model: GPT2WithValueHead, queries: Sequence[Tensor], responses: Sequence[Tensor],
@@ -218,4 +217,4 @@ def response_kl(model: GPT2WithValueHead, reference: GPT2WithValueHead, queries:
         log_p = (model.transformer.head(h) / temperature).log_softmax(-1)                   # (chunk, V)
         log_q = (reference.transformer.head(ref_h) / temperature).log_softmax(-1)
         kl.append((log_p.exp() * (log_p - log_q)).sum(-1))
-    return aligned.columns(torch.cat(kl))
+    return aligned.to_columns(torch.cat(kl))

@@ -2,8 +2,8 @@
 
 One `PPOTrainer.step` is one iteration of Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences":
 
-    rollout      log-probabilities of the responses under the policy and under the frozen reference, and values
     scores       one number per response, from outside: a function, a model, a person
+    forward pass log-probabilities of the responses under the policy and under the frozen reference, and values
     KL reward    reward of token t = -kl_coef * (logprob - ref_logprob), plus the score on the last token
     advantages   GAE (Schulman et al. 2016): how much better than expected did it go from token t on?
     update       several epochs of minibatches with the clipped losses of PPO (Schulman et al. 2017)
@@ -13,7 +13,7 @@ It mirrors the classic PPOTrainer of TRL <= 0.11, with its names and defaults. R
 
 1. Adapters, trackers, files of a run: this file is the algorithm; training/run.py is the loop around it.
 2. Terminal bootstrap: a response is over after its last token, also when the length limit cut it. The value behind it is 0.
-3. Dropout: the model has none, so the first ratio of every step is exactly 1.
+3. Dropout: the model has none, so the ratio of the first minibatch of every step is exactly 1.
 
 Shapes: B batch, b micro-batch, R longest response. Column t of a (B, R) tensor belongs to response token t; `mask` is True at
 real tokens. *Score* is per response, *reward* per token; `logprobs` are those of the rollout, `new_` those of the update.
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Callable, NamedTuple, Sequence
 
@@ -32,9 +31,9 @@ from torch import Tensor
 
 from .fast import prepare_models, training_modes
 from .files.checkpoint import load_state, save_state
-from .inputs import (check_models, check_pairs, check_ppo_config, check_precision, check_scores, check_temperature, process_scores,
+from .inputs import (check_models, check_pairs, check_ppo_config, check_precision, check_scores, check_temperature, penalise_missing_eos,
                      warn_of_filters, warn_of_negative_kl)
-from .metrics import RunningMoments, Stopwatch, batch_stats, masked_mean, masked_var, mean_of
+from .metrics import RunningMoments, Stopwatch, batch_stats, masked_mean, masked_var, masked_whiten, mean_of  # noqa: F401
 from .policy import GPT2WithValueHead, create_reference_model, evaluate_responses, response_kl
 
 
@@ -42,11 +41,11 @@ from .policy import GPT2WithValueHead, create_reference_model, evaluate_response
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """Names and defaults of TRL 0.11's PPOConfig where the field still means something; the last group is ours."""
+    """Names and defaults of TRL 0.11's PPOConfig where the field still means something."""
     # batches
     batch_size: int = 128                   # responses per step; step() takes any number, this is what a run collects
-    mini_batch_size: int = 128              # responses per forward and backward pass: what must fit into memory
-    gradient_accumulation_steps: int = 1    # passes per optimizer step; exact, also where token counts differ
+    mini_batch_size: int = 128              # responses per forward and backward pass, a micro-batch: what must fit into memory
+    gradient_accumulation_steps: int = 1    # micro-batches of a minibatch, an optimizer step; exact where token counts differ, too
     ppo_epochs: int = 4                     # times that each batch is used
     # optimizer
     learning_rate: float = 1.41e-5          # of Adam
@@ -85,16 +84,6 @@ class PPOConfig:
 
     def __post_init__(self):
         check_ppo_config(self, kinds_of_kl=tuple(KL_PENALTIES))
-
-
-# --- whitening -------------------------------------------------------------------------------------------------------
-
-def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """x with mean 0 (or its own mean, if shift_mean is False) and variance 1 inside the mask, 0 outside."""
-    wide = x.double()                   # in fp32 equal numbers differ from their mean by rounding, which a variance of 0 blows up
-    mean, var = masked_mean(wide, mask), masked_var(wide, mask)
-    whitened = (wide - mean) * torch.rsqrt(var + 1e-8)
-    return torch.where(mask.bool(), whitened if shift_mean else whitened + mean, 0.0).to(x.dtype)
 
 
 # --- KL reward ------------------------------------------------------------------------------------------------------
@@ -226,8 +215,8 @@ class AdaptiveKLController:
         self.value, self.target, self.horizon = init_kl_coef, target, horizon
 
     def update(self, kl: float, n_steps: int) -> None:
-        """kl: nats per response, averaged over n_steps responses."""
-        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        """kl: k1 in nats per response, averaged over n_steps responses; not finite: nothing is known of the drift."""
+        error = min(max(kl / self.target - 1, -0.2), 0.2) if math.isfinite(kl) else 0.0
         self.value *= 1 + error * min(n_steps / self.horizon, 1)        # a batch beyond the horizon must not turn the sign
 
 
@@ -246,12 +235,13 @@ class Batch:
     """B scored responses, and what becomes of them: `step` fills it in the order of the algorithm. (B, R) where nothing else is said."""
     queries: list[Tensor]                       # B 1-D int64 tensors
     responses: list[Tensor]                     # B 1-D int64 tensors, the longest of R tokens
-    scores: Tensor                              # (B,), or one reward a token (B, R)
     temperature: float                          # at which they are scored
+    scores: Tensor | None = None                # (B,), or one reward a token (B, R)
     mask: Tensor | None = None                  # bool: real response tokens
     logprobs: Tensor | None = None              # under the policy before the update
     ref_logprobs: Tensor | None = None          # under the reference
     values: Tensor | None = None                # of the state before each token
+    exact_kl: Tensor | None = None              # for kl_penalty="full" alone
     kl: Tensor | None = None                    # penalty of each token, before its coefficient
     non_score_reward: Tensor | None = None      # -kl_coef * kl
     rewards: Tensor | None = None               # that plus the score
@@ -268,7 +258,6 @@ class PPOTrainer:
     """Trains `model` with PPO: `generate` responses, score them, `step`.
 
     Args:
-        config: the settings.
         model: the policy with its value head; trained in place.
         ref_model: what KL is measured against; None makes a frozen copy of `model` as it is now.
         tokenizer: only for its eos_token_id and to save it beside the model; None: token ids in, token ids out.
@@ -281,15 +270,16 @@ class PPOTrainer:
         check_models(model, ref_model, optimizer, lr_scheduler)
         self.config, self.model, self.tokenizer, self.lr_scheduler = config, model, tokenizer, lr_scheduler
         self.ref_model = create_reference_model(model) if ref_model is None else ref_model.eval().requires_grad_(False)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = optimizer or torch.optim.Adam(self.parameters, lr=config.learning_rate, eps=config.adam_eps, fused=True)
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = optimizer or torch.optim.Adam(self.trainable, lr=config.learning_rate, eps=config.adam_eps, fused=True)
         self.kl_controller = (AdaptiveKLController(config.init_kl_coef, config.target, config.horizon)
                               if config.adap_kl_ctrl else FixedKLController(config.init_kl_coef))
         self.moments = RunningMoments()                                 # of the scores
         self.generator = torch.Generator().manual_seed(config.seed)     # the only source of randomness, on every device
         self.eos_token_id = getattr(tokenizer, "eos_token_id", None)    # where responses end, if generate is not told otherwise
         self.sampled_at = config.temperature                            # of the latest sampling; step() warns of another
-        self.steps_done, self.warned_of_filters = 0, False
+        self.steps_done = 0
+        self.warned_of_filters = False
         prepare_models(model, self.ref_model, config.gradient_checkpointing, config.compile)
 
     def generate(self, queries: Sequence[Tensor], return_prompt: bool = False, length_sampler: Callable[[], int] | None = None,
@@ -302,8 +292,8 @@ class PPOTrainer:
             generation_kwargs: those of model.generate. EOS is the tokenizer's unless eos_token_id is given, None included.
         """
         kwargs = {"eos_token_id": self.eos_token_id, "temperature": self.config.temperature, **generation_kwargs}
-        if kwargs.get("seed") is None:
-            kwargs.setdefault("generator", self.generator)
+        if kwargs.get("seed") is None and kwargs.get("generator") is None:
+            kwargs["generator"] = self.generator
         if length_sampler is not None:
             kwargs["max_new_tokens"] = [int(length_sampler()) for _ in queries]
         self.warned_of_filters = self.warned_of_filters or warn_of_filters(kwargs)
@@ -314,7 +304,10 @@ class PPOTrainer:
     @training_modes
     def step(self, queries: Sequence[Tensor], responses: Sequence[Tensor], scores: Sequence | Tensor,
              temperature: float | None = None) -> dict:
-        """One PPO iteration on B >= 1 scored responses. Nothing has changed yet when bad input raises.
+        """One PPO iteration on B >= 1 scored responses. Bad input raises before anything changes.
+
+        An error or Ctrl+C later leaves the optimizer steps that were taken, and all else as it was: call step again, or go back to
+        a checkpoint.
 
         Args:
             queries, responses: B non-empty 1-D token tensors each; responses without the query.
@@ -324,16 +317,19 @@ class PPOTrainer:
         Returns: statistics under TRL's keys; metrics.METRICS says what each one means.
         """
         config, clock = self.config, Stopwatch(self.model.device)
-        generator, moments = self.generator.clone_state(), copy.copy(self.moments)      # kept when the step has not failed
-        batch = self.check(queries, responses, scores, temperature, moments)
-        minibatches = self.minibatches(batch, generator)
+        check_precision(self.model)
+        batch = Batch(*check_pairs(queries, responses, self.model.config.vocab_size, self.model.config.n_positions),
+                      temperature=check_temperature(config.temperature if temperature is None else temperature, self.sampled_at))
+        generator, moments = self.generator.clone_state(), copy.copy(self.moments)
+        batch.scores = self.process_scores(check_scores(scores, batch.responses), batch.responses, moments)
+        epochs = [self.minibatches(batch, generator) for _ in range(config.ppo_epochs)]
         clock.lap("time/ppo/prepare")
 
-        self.rollout(batch, minibatches[:len(minibatches) // config.ppo_epochs])
+        self.forward_pass(batch, epochs[0])
         clock.lap("time/ppo/forward_pass")
 
-        rewards, batch.non_score_reward, _ = compute_rewards(batch.scores, batch.logprobs, batch.ref_logprobs, batch.mask,
-                                                             self.kl_controller.value, kl=batch.kl)
+        rewards, batch.non_score_reward, batch.kl = compute_rewards(
+            batch.scores, batch.logprobs, batch.ref_logprobs, batch.mask, self.kl_controller.value, config.kl_penalty, batch.exact_kl)
         batch.rewards = masked_whiten(rewards, batch.mask, shift_mean=False) if config.whiten_rewards else rewards
         clock.lap("time/ppo/compute_rewards")
 
@@ -345,61 +341,64 @@ class PPOTrainer:
                                       "ppo/learning_rate": float(self.optimizer.param_groups[0]["lr"])}
         clock.lap("time/ppo/calc_stats")
 
-        stats |= self.update(batch, minibatches)
+        stats |= self.update(batch, [minibatch for minibatches in epochs for minibatch in minibatches])
         self.kl_controller.update(stats["objective/kl"], len(batch.queries))
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
-        self.generator.set_state(generator.get_state())
+        self.generator.set_state(generator.get_state())                 # the step has succeeded: keep what it moved
         self.moments, self.steps_done = moments, self.steps_done + 1
         clock.lap("time/ppo/optimize_step")
         warn_of_negative_kl(stats["objective/kl"])
         return stats | clock.seconds()
 
-    def check(self, queries: Sequence[Tensor], responses: Sequence[Tensor], scores: Sequence | Tensor, temperature: float | None,
-              moments: RunningMoments) -> Batch:
-        """What was handed in, checked, with the scores as they are rewarded."""
-        check_precision(self.model)
-        queries, responses = check_pairs(queries, responses, self.model.config.vocab_size, self.model.config.n_positions)
-        scores = process_scores(check_scores(scores, responses), responses, self.eos_token_id, self.config, moments)
-        temperature = check_temperature(self.config.temperature if temperature is None else temperature, self.sampled_at)
-        return Batch(queries, responses, scores, temperature)
+    def process_scores(self, scores: Tensor, responses: list[Tensor], moments: RunningMoments) -> Tensor:
+        """The scores as they are rewarded, (B,) or (B, R): penalty for a missing EOS, running scale and mean, clip."""
+        config = self.config
+        if config.missing_eos_penalty is not None:
+            scores = penalise_missing_eos(scores, responses, self.eos_token_id, config.missing_eos_penalty)
+        if config.use_score_scaling:
+            moments.update(scores)
+            scores = (scores - moments.mean if config.use_score_norm else scores) / moments.std
+        return scores if config.score_clip is None else scores.clamp(-config.score_clip, config.score_clip)
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> list[list[list[int]]]:
-        """The minibatches of all epochs, as lists of micro-batches of row numbers; rows of like length share one: little padding."""
-        config, minibatches = self.config, []
+        """One epoch: minibatches of micro-batches of row numbers, shuffled; rows of like length share a micro-batch."""
         lengths = [len(query) + len(response) for query, response in zip(batch.queries, batch.responses)]
-        size = config.mini_batch_size * config.gradient_accumulation_steps
-        for _ in range(config.ppo_epochs):
-            order = torch.randperm(len(lengths), generator=generator, device="cpu").tolist()
-            for rows in (sorted(order[i:i + size], key=lambda row: lengths[row]) for i in range(0, len(order), size)):
-                minibatches.append([rows[j:j + config.mini_batch_size] for j in range(0, len(rows), config.mini_batch_size)])
+        order = torch.randperm(len(lengths), generator=generator, device="cpu").tolist()
+        micro, minibatches = self.config.mini_batch_size, []
+        size = micro * self.config.gradient_accumulation_steps
+        for i in range(0, len(order), size):
+            rows = sorted(order[i:i + size], key=lengths.__getitem__)                       # little padding
+            minibatches.append([rows[j:j + micro] for j in range(0, len(rows), micro)])
         return minibatches
 
     @torch.no_grad()
-    def rollout(self, batch: Batch, minibatches: list[list[list[int]]]) -> None:
+    def forward_pass(self, batch: Batch, minibatches: list[list[list[int]]]) -> None:
         """Fill in what policy and reference say of the responses. In the micro-batches of the first epoch: the same rows in the same
         shapes go through the same kernels, so that the first minibatch's ratio is 1 to the last bit, in every precision."""
         zeros = self.model.v_head.weight.new_zeros(len(batch.responses), max(map(len, batch.responses)))        # (B, R)
         batch.mask = zeros.bool()
-        batch.logprobs, batch.ref_logprobs, batch.values, batch.kl = (zeros.clone() for _ in range(4))
+        batch.logprobs, batch.ref_logprobs, batch.values = (zeros.clone() for _ in range(3))
+        batch.exact_kl = zeros.clone() if self.config.kl_penalty == "full" else None
         for rows in (rows for minibatch in minibatches for rows in minibatch):
             queries, responses, index = batch.take(rows)
             with torch.set_grad_enabled(self.config.compile):           # a compiled block has another graph without gradients
                 logprobs, values, _, mask = (x.detach() for x in evaluate_responses(self.model, queries, responses, batch.temperature))
             ref_logprobs = evaluate_responses(self.ref_model, queries, responses, batch.temperature).logprobs
-            kl = (response_kl(self.model, self.ref_model, queries, responses, batch.temperature)
-                  if self.config.kl_penalty == "full" else kl_penalty(logprobs, ref_logprobs, self.config.kl_penalty))
-            for column, x in ((batch.mask, mask), (batch.logprobs, logprobs), (batch.ref_logprobs, ref_logprobs),
-                              (batch.values, values), (batch.kl, kl)):
-                column[index, :mask.shape[1]] = x
+            for whole, part in ((batch.mask, mask), (batch.logprobs, logprobs), (batch.ref_logprobs, ref_logprobs), (batch.values, values)):
+                whole[index, :mask.shape[1]] = part
+            if batch.exact_kl is not None:
+                exact_kl = response_kl(self.model, self.ref_model, queries, responses, batch.temperature)
+                batch.exact_kl[index, :mask.shape[1]] = exact_kl
 
     def update(self, batch: Batch, minibatches: list[list[list[int]]]) -> dict:
-        """The optimization: for every minibatch its gradient, the guards, an optimizer step. Returns averaged statistics."""
+        """The optimization: for every minibatch its gradient, the guards, an optimizer step. Returns means over those applied."""
         config, records, applied, ratios = self.config, [], [], []
         counts = {"ppo/updates": 0, "ppo/skipped": 0, "ppo/skipped_nonfinite": 0, "ppo/early_stopped": 0}
         for minibatch in minibatches:
-            record, grad_norm = self.backward(batch, minibatch, ratios)
+            record, grad_norm, of_minibatch = self.backward(batch, minibatch)
             records.append(record)
+            ratios += of_minibatch
             finite = math.isfinite(record["ppo/loss/total"]) and math.isfinite(record["ppo/grad_norm"])
             if config.early_stopping and record["ppo/policy/approxkl"] > 1.5 * config.target_kl:
                 counts["ppo/early_stopped"] = 1                         # before the optimizer moves: nothing is to be undone
@@ -409,7 +408,7 @@ class PPOTrainer:
                 counts["ppo/skipped_nonfinite"] += not finite
                 continue
             if config.max_grad_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.parameters, config.max_grad_norm, grad_norm)
+                torch.nn.utils.clip_grads_with_norm_(self.trainable, config.max_grad_norm, grad_norm)
             self.optimizer.step()
             counts["ppo/updates"] += 1
             applied.append(record)
@@ -417,9 +416,9 @@ class PPOTrainer:
         ratio, mask = (torch.cat([x.flatten() for x in parts]).cpu() for parts in zip(*ratios))
         return mean_of(applied or records) | counts | {"ppo/policy/ratio": ratio[mask]}
 
-    def backward(self, batch: Batch, minibatch: list[list[int]], ratios: list[tuple[Tensor, Tensor]]) -> tuple[dict, Tensor]:
-        """The gradient of a minibatch: its statistics, and the gradient's norm. Ratios and masks (b, R) go into `ratios`."""
-        config, totals = self.config, []
+    def backward(self, batch: Batch, minibatch: list[list[int]]) -> tuple[dict, Tensor, list[tuple[Tensor, Tensor]]]:
+        """The gradient of a minibatch; returns its statistics, the gradient's norm, and ratio and mask (b, R) of each micro-batch."""
+        config, totals, ratios = self.config, [], []
         n_tokens = sum(len(batch.responses[row]) for rows in minibatch for row in rows)
         scale = 2.0 ** n_tokens.bit_length() if self.model.transformer.compute_dtype == torch.float16 else 1.0
         self.model.zero_grad()                                          # also what an interrupted step left, or a backward() of yours
@@ -433,12 +432,12 @@ class PPOTrainer:
             (loss * scale).backward()                                   # a mean over many tokens has gradients too small for fp16
             totals.append(torch.stack(list(stats.values())))
             ratios.append(((new.logprobs.detach() - logprobs).exp(), new.mask))     # cut out later: indexing here would sync
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        gradients = [p.grad for p in self.trainable if p.grad is not None]
         if scale != 1.0:
             torch._foreach_div_(gradients, scale)
         grad_norm = torch.nn.utils.get_total_norm(gradients)
         numbers = torch.cat([torch.stack(totals).sum(0), grad_norm[None]]).tolist()     # the one host sync of a minibatch
-        return dict(zip([*stats, "ppo/grad_norm"], numbers)), grad_norm
+        return dict(zip([*stats, "ppo/grad_norm"], numbers)), grad_norm, ratios
 
     def save_checkpoint(self, folder: str) -> None:
         """Write all that the next step depends on; the folder is also a model folder that from_pretrained loads."""

@@ -227,7 +227,7 @@ def test_other_settings_reach_the_trainer():
     trainer = bench.make_trainer(config)
     assert trainer.model.transformer.compute_dtype == torch.bfloat16 and trainer.model.transformer.gradient_checkpointing
     bench.run_iteration(config, trainer, bench.make_queries(config))
-    assert config.updates == 3 * 2 == trainer.optimizer.state[trainer.parameters[0]]["step"]
+    assert config.updates == 3 * 2 == trainer.optimizer.state[trainer.trainable[0]]["step"]
 
 
 def test_times_of_skipped_steps_are_refused():

@@ -119,12 +119,12 @@ def test_an_exploded_ratio_is_skipped_and_counted(monkeypatch):
     """The rollout claims log-probabilities lower by 20: every ratio is e^20 = 4.9e8, far above the threshold of 10."""
     trainer = PPOTrainer(PPOConfig(learning_rate=1e-3), make_policy())
     trainer.step(QUERIES, RESPONSES, [1.0, 0.0, 2.0, -1.0])
-    before, rollout = bits(trainer), PPOTrainer.rollout
+    before, rollout = bits(trainer), PPOTrainer.forward_pass
 
     def claims_less(self, batch, minibatches):
         rollout(self, batch, minibatches)
         batch.logprobs = batch.logprobs - 20
-    monkeypatch.setattr(PPOTrainer, "rollout", claims_less)
+    monkeypatch.setattr(PPOTrainer, "forward_pass", claims_less)
     with pytest.warns(UserWarning, match="sampling and scoring disagree"):
         stats = trainer.step(QUERIES, RESPONSES, [1.0, 0.0, 2.0, -1.0])
     assert same(before, bits(trainer)) and (stats["ppo/skipped"], stats["ppo/updates"]) == (4, 0) and finite(stats)

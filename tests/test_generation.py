@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import make_policy, make_ragged
-from minippo.generation import Sampling, compute_snapshot, free_decoders, generate, sample
+from minippo.generation import Decoder, Sampling, compute_snapshot, free_decoders, generate, sample
 
 
 def slow_greedy(model, query, n):
@@ -187,3 +187,13 @@ def test_non_finite_logits_name_row_and_step(policy):
         policy.transformer.wpe.weight[6] = torch.nan
     with pytest.raises(FloatingPointError, match="token 3 of row 1"):
         policy.generate([torch.tensor([1]), torch.tensor([1, 2, 3, 4])], max_new_tokens=4, do_sample=False)
+
+
+def test_rows_at_their_limit_are_not_waited_for(policy, monkeypatch):
+    """Limits 2 and 50, and the second row has its EOS at once: one step is all that is needed."""
+    decoded, step = [], Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, model: (decoded.append(1), step(self, model)))
+    first = policy.generate([torch.tensor([5, 9])], max_new_tokens=1, do_sample=False)[0].item()
+    responses = policy.generate([torch.tensor([1, 2, 3]), torch.tensor([5, 9])], max_new_tokens=[2, 50], do_sample=False,
+                                eos_token_id=first)
+    assert [len(response) for response in responses] == [2, 1] and len(decoded) == 1

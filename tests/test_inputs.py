@@ -202,6 +202,32 @@ def test_a_look_at_another_temperature_changes_no_number_of_the_next_step():
     assert same(weights(looked), weights(plain))
 
 
+def test_one_nan_does_not_stay(monkeypatch):
+    """A forward pass that overflows once: the minibatches are skipped, and the step after it learns as ever."""
+    trainer = trainer_of(target=0.1, horizon=50.0)
+    forward_pass = PPOTrainer.forward_pass
+
+    def overflow(self, batch, minibatches):
+        forward_pass(self, batch, minibatches)
+        batch.logprobs = batch.logprobs * math.nan
+    with monkeypatch.context() as patched:
+        patched.setattr(PPOTrainer, "forward_pass", overflow)
+        assert trainer.step(QUERIES, RESPONSES, SCORES)["ppo/skipped_nonfinite"] == 4
+    assert trainer.kl_controller.value == 0.2
+    assert trainer.step(QUERIES, RESPONSES, SCORES)["ppo/updates"] == 4 and math.isfinite(trainer.kl_controller.value)
+
+
+def test_a_generator_of_none_is_the_trainers():
+    one, two = trainer_of(), trainer_of()
+    assert same(one.generate(QUERIES, generator=None), two.generate(QUERIES))
+
+
+def test_too_long_a_sequence_is_refused_with_and_without_the_value_head(policy):
+    for model in (policy, policy.transformer):
+        with pytest.raises(ValueError, match="at most the model's 64 positions"):
+            model(torch.zeros(1, 65, dtype=torch.long))
+
+
 # --- sampling in 16 bits ----------------------------------------------------------------------------------------------------
 
 def test_hooks_and_exchanged_modules_act_in_bf16_sampling_too():
@@ -265,7 +291,7 @@ def test_noise_is_not_explained():
 
 def test_explained_variance_by_hand():
     """lam 1, returns 1 | 0 (one token each), values v | v: they explain nothing. And values equal to the returns explain all."""
-    batch = ppo.Batch([torch.zeros(1)] * 2, [torch.zeros(1)] * 2, torch.tensor([1.0, 0.0]), 1.0, mask=torch.ones(2, 1, dtype=torch.bool),
+    batch = ppo.Batch([torch.zeros(1)] * 2, [torch.zeros(1)] * 2, 1.0, torch.tensor([1.0, 0.0]), mask=torch.ones(2, 1, dtype=torch.bool),
                       **{name: torch.zeros(2, 1) for name in ("logprobs", "ref_logprobs", "kl", "non_score_reward", "rewards", "advantages")})
     batch.returns = torch.tensor([[1.0], [0.0]])
     for values, expected in (([[0.3], [0.3]], 0.0), ([[1.0], [0.0]], 1.0), ([[0.0], [1.0]], -3.0), ([[0.5], [0.0]], 0.75)):

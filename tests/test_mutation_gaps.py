@@ -93,21 +93,20 @@ def test_the_first_ratio_is_one_at_any_temperature():
 
 def test_every_epoch_of_every_step_has_an_order_of_its_own_and_all_rows():
     trainer = PPOTrainer(PPOConfig(ppo_epochs=3, mini_batch_size=3), make_policy())
-    batch = ppo.Batch([torch.zeros(1)] * 10, [torch.zeros(1)] * 10, torch.zeros(10), 1.0)
-    minibatches = trainer.minibatches(batch, trainer.generator) + trainer.minibatches(batch, trainer.generator)
-    epochs = [minibatches[i:i + 4] for i in range(0, 24, 4)]                        # of 3, 3, 3 and 1 rows
+    batch = ppo.Batch([torch.zeros(1)] * 10, [torch.zeros(1)] * 10, 1.0)
+    epochs = [trainer.minibatches(batch, trainer.generator) for _ in range(6)]
     orders = [tuple(row for minibatch in epoch for rows in minibatch for row in rows) for epoch in epochs]
     assert len(set(orders)) == 6 and all(sorted(order) == list(range(10)) for order in orders)
 
 
 def move_rollout(monkeypatch, *shifts: float) -> None:
     """Let the rollout claim, for each row, log-probabilities that are lower by this: its ratios are then exp(shift)."""
-    rollout, shift = PPOTrainer.rollout, torch.tensor(shifts)[:, None]
+    rollout, shift = PPOTrainer.forward_pass, torch.tensor(shifts)[:, None]
 
     def moved(self, batch, minibatches):
         rollout(self, batch, minibatches)
         batch.logprobs, batch.ref_logprobs = batch.logprobs - shift, batch.ref_logprobs - shift
-    monkeypatch.setattr(PPOTrainer, "rollout", moved)
+    monkeypatch.setattr(PPOTrainer, "forward_pass", moved)
 
 
 @pytest.mark.parametrize("share, updates", [(1.25, 4), (1.75, 0)])

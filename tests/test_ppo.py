@@ -236,7 +236,7 @@ def test_the_first_ratio_is_exactly_one(dtype, sizes):
     stats = trainer.step(QUERIES, RESPONSES, SCORES)
     ratios = stats["ppo/policy/ratio"]
     other = PPOTrainer(PPOConfig(**sizes), make_policy())
-    minibatches = other.minibatches(ppo.Batch(QUERIES, RESPONSES, torch.zeros(5), 1.0), other.generator)
+    minibatches = other.minibatches(ppo.Batch(QUERIES, RESPONSES, 1.0), other.generator)
     first = sum(len(RESPONSES[row]) for rows in minibatches[0] for row in rows)
     assert (ratios[:first] == 1).all() and not (ratios[first:] == 1).all()
 

@@ -644,13 +644,13 @@ def read_strictly(path: Path) -> dict:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_batch_written(base, tmp_path, monkeypatch):
-    rollout = PPOTrainer.rollout
+    rollout = PPOTrainer.forward_pass
 
     def poisoned(self, batch, minibatches):
         rollout(self, batch, minibatches)
         if self.steps_done == 2:
             batch.values = batch.values * float("nan")
-    monkeypatch.setattr(PPOTrainer, "rollout", poisoned)
+    monkeypatch.setattr(PPOTrainer, "forward_pass", poisoned)
     with pytest.raises(FloatingPointError, match="update 3: the loss is not finite; the batch is in .*crash-step-000003.json, "
                                                  "the newest checkpoint is .*checkpoint-000002"):
         start(base, tmp_path, sample_every=100)
