@@ -78,7 +78,7 @@ RULES = {"sentiment": sentiment, "length": length, "no_repeat": no_repeat, "full
 
 
 def check_scores(scores, name: str, queries: list[str]) -> list[float]:
-    """Return the real numbers (a list, a tensor of any kind) of score function `name` as floats, one a query; or RewardError."""
+    """Return what the score function `name` gave, a list or any tensor of numbers, as a float a query; or RewardError."""
     values = scores.tolist() if hasattr(scores, "tolist") else scores
     no_list = isinstance(values, (str, bytes, Mapping, Set)) or not hasattr(values, "__iter__")
     values = [] if no_list else list(values)
