@@ -1,15 +1,14 @@
 """report.html: a training run as one page that needs nothing else.
 
-A run folder (config.json, metrics.jsonl, samples.jsonl) becomes findings in words, learning curves, samples
-and the token trace: every token of a followed response with its logprob, KL, reward, value, advantage and
-return, over the updates. Several folders are laid side by side. Standard library only; the page fetches
-nothing, reads without JavaScript, and is written whole or not at all.
+A run folder (config.json, metrics.jsonl, samples.jsonl) becomes findings in words, learning curves, samples and the token trace:
+every token of a followed response with its logprob, KL, reward, value, advantage and return, over the updates. Several folders
+are laid side by side. Standard library only; the page reads without JavaScript, and is written whole or not at all.
 
     python -m minippo report runs/x            # writes runs/x/report.html
     python -m minippo report runs/x runs/y     # writes runs/x/comparison.html
 
-A run folder is data, and may come from anyone: each line is checked as it is read, every text of it reaches
-the page through `_text`, and the page's policy lets no script run but page.js, by its hash.
+A run folder is data, and may come from anyone: each line is checked as it is read, every text of it reaches the page through
+`_text`, and the page's policy lets nothing be fetched and no script run but page.js, by its hash.
 
 Left out: 1. smoothing, because jitter is information at this size; 2. a plotting package: a curve is one SVG path.
 """
@@ -56,27 +55,20 @@ def _json(text: bytes):
         return None
 
 
-def _whole(value) -> bool:
-    return type(value) is int and 0 <= value < 2**53
-
-
 def _is_update(row) -> bool:
     """A line of metrics.jsonl; what is no number in it is left out of the curves."""
-    return isinstance(row, dict) and _whole(row.get("step"))
-
-
-def _is_trace(trace) -> bool:
-    """A list of tokens, and for each quantity one as long."""
-    columns = [trace.get(name) if isinstance(trace, dict) else None for name in ("token", *_QUANTITIES)]
-    return (all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
-            and all(isinstance(token, str) for token in columns[0]))
+    return isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 2**53
 
 
 def _is_sample(row) -> bool:
-    """A line of samples.jsonl. Scores and the like may be missing; what is no number is shown as none."""
-    return (_is_update(row) and isinstance(row.get("query"), str) and isinstance(row.get("response"), str)
-            and isinstance(row.get("parts", {}), dict)
-            and ("trace" not in row or _is_trace(row["trace"]) and _whole(row.get("follow"))))
+    """A line of samples.jsonl; a trace is a list of tokens, and for each quantity one as long. What is no number is shown as none."""
+    if not (_is_update(row) and all(isinstance(row.get(key), str) for key in ("query", "response"))):
+        return False
+    trace = row.get("trace", {name: [] for name in ("token", *_QUANTITIES)})
+    columns = [trace.get(name) if isinstance(trace, dict) else None for name in ("token", *_QUANTITIES)]
+    return (isinstance(row.get("parts", {}), dict) and ("trace" not in row or type(row.get("follow")) is int)
+            and all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
+            and all(isinstance(token, str) for token in columns[0]))
 
 
 def _read_jsonl(path: Path, fits, wanted: str) -> list:
@@ -93,20 +85,17 @@ def _read_jsonl(path: Path, fits, wanted: str) -> list:
 
 def _read_run(run_dir) -> Run:
     """A run folder as a Run; FileNotFoundError or ValueError where there is nothing to report."""
-    folder = Path(run_dir)
-    if not (folder / "metrics.jsonl").is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it has no metrics.jsonl; give a folder that "
-                                "`python -m minippo train --out` wrote")
-    metrics = _read_jsonl(folder / "metrics.jsonl", _is_update, 'a "step", a whole number')
-    if not metrics:
-        raise ValueError(f"{folder / 'metrics.jsonl'} holds no whole update yet; run at least one")
-    text = (folder / "config.json").read_bytes()
-    config = _json(text)
+    folder, samples = Path(run_dir), []
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a run folder: it has no metrics.jsonl; give one that `minippo train --out` wrote")
+    if not (metrics := _read_jsonl(path, _is_update, 'a "step", a whole number')):
+        raise ValueError(f"{path} holds no whole update yet; run at least one")
+    config = _json((folder / "config.json").read_bytes())
     if not (isinstance(config, dict) and all(isinstance(config.get(part, {}), dict) for part in ("run", "ppo"))):
-        raise ValueError(f"{folder / 'config.json'} is not the config.json of a run: expected a JSON object of settings, got "
-                         f"{text[:60]!r}; mend it")
-    path, wanted = folder / "samples.jsonl", 'a "step", a "query", a "response" and, if any, a whole "trace"'
-    samples = _read_jsonl(path, _is_sample, wanted) if path.is_file() else []
+        raise ValueError(f"{folder / 'config.json'} is not the config.json of a run: expected a JSON object of settings; mend it")
+    if (path := folder / "samples.jsonl").is_file():
+        samples = _read_jsonl(path, _is_sample, 'a "step", a "query", a "response" and, if any, a whole "trace"')
     return Run(folder.resolve().name, config, metrics, [row for row in samples if "trace" not in row],
                [row for row in samples if "trace" in row])
 
@@ -142,19 +131,15 @@ def _thin(points: list, bins: int = 300) -> list:
     cuts = [len(points) * b // bins for b in range(bins + 1)]
     kept = []
     for start, stop in zip(cuts, cuts[1:]):
-        known = [point for point in points[start:stop] if point[1] is not None]
-        ends = {min(known, key=itemgetter(1)), max(known, key=itemgetter(1))} if known else {points[start]}
-        kept += sorted(ends)  # a bin of None stays a gap
+        known = [point for point in points[start:stop] if point[1] is not None] or [points[start]]  # None: stays a gap
+        kept += sorted({min(known, key=itemgetter(1)), max(known, key=itemgetter(1))})
     return kept
 
 
 def _range(key: str, values: list) -> tuple:
-    """The span of the value axis: from 0 for what is never negative, lest a small change look like a large one.
-
-    Explained variance is cut at -1, below which it only says 'useless'.
-    """
+    """The span of the value axis: from 0 for what is never negative, lest a small change look like a large one."""
     low, high = min(values + [0.0]), max(values)
-    if key == "ppo/val/var_explained":
+    if key == "ppo/val/var_explained":  # below -1 it only says 'useless'
         low, high = max(low, -1.0), max(high, 0.0)
     if high - low <= 1e-9 * abs(low):  # one value only, zero or below
         low, high = (0.0, 1.0) if low == 0 else (low * 1.5, low * 0.5)
@@ -198,10 +183,12 @@ def _chart(runs: list, key: str) -> str:
     def y(value):
         return _TOP + (_BASE - _TOP) * (high - max(value, low)) / (high - low)
 
-    now, marks, label = "", "", f"{metric.title} by update"
-    for t in _ticks(low, high):
-        marks += (f'<path class="grid" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
-                  f'<text class="end" x="{_LEFT - 7}" y="{y(t) + 4:.1f}">{number(t, ".4g")}</text>')
+    def level(kind, value, at, above, text):
+        return (f'<path class="{kind}" d="M{_LEFT} {y(value):.1f}H{_RIGHT}"/>'
+                f'<text class="end" x="{at}" y="{y(value) + above:.1f}">{text}</text>')
+
+    now, label = "", f"{metric.title} by update"
+    marks = "".join(level("grid", t, _LEFT - 7, 4, number(t, ".4g")) for t in _ticks(low, high))
     for step in sorted({first, (first + last) // 2, last}):
         marks += f'<text class="mid" x="{x(step):.1f}" y="{_H - 6}">{step:,}</text>'
     for i, (run, curve) in enumerate(zip(runs, curves)):
@@ -210,9 +197,7 @@ def _chart(runs: list, key: str) -> str:
         marks += f'<g class="curve r{i % _COLOURS}"><path d="{_path(curve, x, y)}"/>{dot}</g>'
         now += f'<b class="r{i % _COLOURS}" title="{_text(run.name)}">{number(value)}</b>'
         label += f"; {run.name}: last {number(value)}"
-    for t in sorted(targets):
-        marks += (f'<path class="target" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
-                  f'<text class="end" x="{_RIGHT}" y="{y(t) - 5:.1f}">target {number(t)}</text>')
+    marks += "".join(level("target", t, _RIGHT, -5, f"target {number(t)}") for t in sorted(targets))
     data = {"box": [_LEFT, _RIGHT, _TOP, _BASE], "steps": [first, last],
             "curves": [[(step, _short(value)) for step, value in curve] for curve in curves]}
     what = escape(metric.what[0].upper() + metric.what[1:])
@@ -228,13 +213,10 @@ def _chart(runs: list, key: str) -> str:
 def _curves(runs: list) -> str:
     """The headline curves, and all others folded away, group by group."""
     logged = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
-    parts = [key for key in logged if key.startswith("score/")]
-    headlines = [_HEADLINES[0], *parts, *_HEADLINES[1:]]
-    others = ""
-    known = {key: metric.group for key in logged if (metric := metric_of(key)) and key not in headlines}
-    for group, title in GROUPS.items():
-        charts = "".join(_chart(runs, key) for key in known if known[key] == group)
-        others += f'<h3>{title}</h3><div class="charts">{charts}</div>' if charts else ""
+    headlines = [_HEADLINES[0], *(key for key in logged if key.startswith("score/")), *_HEADLINES[1:]]
+    groups = {title: "".join(_chart(runs, key) for key in logged if key not in headlines and (metric := metric_of(key))
+                             and metric.group == group) for group, title in GROUPS.items()}
+    others = "".join(f'<h3>{title}</h3><div class="charts">{charts}</div>' for title, charts in groups.items() if charts)
     return (f'<div class="charts">{"".join(_chart(runs, key) for key in headlines)}</div>'
             f'<details class="fold"><summary>All other metrics</summary>{others or "<p>None.</p>"}</details>')
 
@@ -248,21 +230,22 @@ def _samples(run: Run) -> str:
     """A table of samples at the start, in the middle and at the end of a run."""
     steps = sorted({row["step"] for row in run.samples})
     stages = {steps[at]: name for at, name in ((len(steps) // 2, "Middle"), (0, "Start"), (-1, "End")) if steps}
-    body = ""
+    if not steps:
+        return "<p>None written.</p>"
+    table = """<table class="samples"><thead><tr><th scope="col">Query and response</th><th scope="col">Score</th><th scope="col">KL</th>\
+</tr></thead>"""
     for step in sorted(stages):
         rows = [row for row in run.samples if row["step"] == step]
         few = f", showing {_SHOWN} of {len(rows)}" if len(rows) > _SHOWN else ""
-        body += f'<tbody><tr><th colspan="3" scope="rowgroup">{stages[step]} <span>update {step}{few}</span></th></tr>'
+        table += f'<tbody><tr><th colspan="3" scope="rowgroup">{stages[step]} <span>update {step}{few}</span></th></tr>'
         for row in rows[:_SHOWN]:
             parts = " · ".join(f"{name} {number(finite(value))}" for name, value in row.get("parts", {}).items())
-            body += (f'<tr><td><bdi class="query">{_text(row["query"])}</bdi><bdi>{_text(row["response"])}</bdi>'
-                     f'<small>{_text(parts)}</small></td><td>{number(finite(row.get("score")), ".2f")}</td>'
-                     f'<td>{number(finite(row.get("kl")), ".2f")}</td></tr>')
-        body += "</tbody>"
-    head = '<th scope="col">Query and response</th><th scope="col">Score</th><th scope="col">KL</th>'
-    table = f'<table class="samples"><thead><tr>{head}</tr></thead>{body}</table>'
-    left = f'<p class="lead left">Left out: samples of {len(steps) - len(stages)} updates between these.</p>' if len(steps) > 3 else ""
-    return table + left if body else "<p>None written.</p>"
+            score, kl = (number(finite(row.get(key)), ".2f") for key in ("score", "kl"))
+            table += (f'<tr><td><bdi class="query">{_text(row["query"])}</bdi><bdi>{_text(row["response"])}</bdi>'
+                      f'<small>{_text(parts)}</small></td><td>{score}</td><td>{kl}</td></tr>')
+        table += "</tbody>"
+    left = len(steps) - len(stages)
+    return table + "</table>" + (f'<p class="lead left">Left out: samples of {left} updates between these.</p>' if left > 0 else "")
 
 
 # ---- token trace ----
@@ -292,15 +275,6 @@ def _traces(runs: list) -> list:
     return traces
 
 
-def _scales(traces: list) -> dict:
-    """The value of the deepest colour, over all updates and runs, shared by quantities that one compares."""
-    scales = {q: max((abs(v or 0) for trace in traces for row in trace["values"][q] for v in row), default=0)
-              for q in _QUANTITIES}
-    for one, other in (("logprob", "ref_logprob"), ("value", "return")):
-        scales[one] = scales[other] = max(scales[one], scales[other])
-    return scales
-
-
 def _chip(text: str, value: "float | None", scale: float, title: str = "") -> str:
     """A coloured token over its number; depth follows the square root, so small values show beside a large one."""
     sign = "" if not value else " pos" if value > 0 else " neg"
@@ -309,29 +283,30 @@ def _chip(text: str, value: "float | None", scale: float, title: str = "") -> st
             f'<small>{number(value, ".2f")}</small></span>')
 
 
-def _trace_block(trace: dict, runs: list, scale: float) -> str:
-    """One followed response at the last update: each token coloured, its number under it, all numbers as title."""
-    chips = ""
-    for k, token in enumerate(trace["token"]):
-        text, last = _text(token, "·"), {q: rows[-1][k] for q, rows in trace["values"].items()}
-        numbers = ", ".join(f"{name} {number(last[q])}" for q, name in _QUANTITIES.items())
-        chips += _chip(text, last[_FIRST], scale, f"“{text}” at update {trace['steps'][-1]}: {numbers}")
-    return f"""
-<article class="trace"><header>{_name(runs, trace["run"])}<bdi class="query">{_text(trace["query"])}</bdi>
-<span class="when">score {number(trace["score"])} · update {trace["steps"][-1]}</span></header>
-<p class="tokens">{chips}</p>
-<div class="detail"><p aria-live="polite">Point at a token to read all its numbers.</p></div></article>"""
-
-
 def _trace(runs: list) -> str:
-    """The followed responses: controls, legend, one block a response, and the data for the script."""
+    """The followed responses: controls, legend, each at its last update with all numbers as titles, the data for the script."""
     traces = _traces(runs)
     if not traces:
         return "<p>No response was followed.</p>"
-    scales = _scales(traces)
+    scales = {q: max((abs(v or 0) for trace in traces for row in trace["values"][q] for v in row), default=0)
+              for q in _QUANTITIES}  # of the deepest colour, over all updates and runs
+    for one, other in (("logprob", "ref_logprob"), ("value", "return")):  # which one compares
+        scales[one] = scales[other] = max(scales[one], scales[other])
+    scale, blocks = scales[_FIRST], ""
+    for trace in traces:
+        chips, step = "", trace["steps"][-1]
+        for k, token in enumerate(trace["token"]):
+            text, last = _text(token, "·"), {q: rows[-1][k] for q, rows in trace["values"].items()}
+            numbers = ", ".join(f"{name} {number(last[q])}" for q, name in _QUANTITIES.items())
+            chips += _chip(text, last[_FIRST], scale, f"“{text}” at update {step}: {numbers}")
+        blocks += f"""
+<article class="trace"><header>{_name(runs, trace["run"])}<bdi class="query">{_text(trace["query"])}</bdi>
+<span class="when">score {number(trace["score"])} · update {step}</span></header>
+<p class="tokens">{chips}</p>
+<div class="detail"><p aria-live="polite">Point at a token to read all its numbers.</p></div></article>"""
     radios = "".join(f'<label><input type="radio" name="q" value="{q}"{" checked" if q == _FIRST else ""}>'
                      f"<span>{name}</span></label>" for q, name in _QUANTITIES.items())
-    legend = "".join(_chip("", share * scales[_FIRST], scales[_FIRST]) for share in (-1, -0.25, 0, 0.25, 1))
+    legend = "".join(_chip("", share * scale, scale) for share in (-1, -0.25, 0, 0.25, 1))
     most = max(trace["rows"] for trace in traces)
     few = f' <p class="lead left">Showing {_KEPT} of {most} updates, evenly apart.</p>' if most > _KEPT else ""
     data = json.dumps({"names": _QUANTITIES, "scales": scales, "traces": traces}).replace("<", "\\u003c")
@@ -340,7 +315,7 @@ def _trace(runs: list) -> str:
 <label class="slide">Update <output></output><input type="range" name="at" min="0" value="0"></label></form>
 <p class="legend"><noscript>{_QUANTITIES[_FIRST]} </noscript><span id="legend">{legend}</span>
 blue below zero, orange above</p>{few}
-<div class="traces">{"".join(_trace_block(trace, runs, scales[_FIRST]) for trace in traces)}</div>
+<div class="traces">{blocks}</div>
 <script type="application/json" id="data">{data}</script>"""
 
 
@@ -361,16 +336,13 @@ def _facts(run: Run) -> dict:
 
 def _heads(runs: list) -> str:
     """The facts: what all runs share once, then the runs with what they differ in, under colours that stay in sight."""
-    facts = [_facts(run) for run in runs]
+    facts, heads = [_facts(run) for run in runs], ""
     shared = {name: value for name, value in facts[0].items() if all(one.get(name) == value for one in facts)}
-
-    def line(one, name=""):
+    own = [{name: value for name, value in one.items() if name not in shared} for one in facts]
+    for name, one in [("", shared), *((_name(runs, i), one) for i, one in enumerate(own))]:
         spans = "".join(f"<span>{key} <b>{_text(value)}</b></span>" for key, value in one.items())
-        return f'<p class="facts">{name}{spans}</p>' if name or spans else ""
-    if len(runs) == 1:
-        return line(shared)
-    own = [{key: value for key, value in one.items() if key not in shared} for one in facts]
-    return line(shared) + "".join(line(one, _name(runs, i)) for i, one in enumerate(own))
+        heads += f'<p class="facts">{name}{spans}</p>' if name or spans else ""
+    return heads
 
 
 def _tiles(runs: list) -> str:
