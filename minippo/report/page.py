@@ -1,14 +1,14 @@
 """report.html: a training run as one page that needs nothing else.
 
-A run folder (config.json, metrics.jsonl, samples.jsonl) becomes findings in words, learning curves, samples and the token trace:
-every token of a followed response with its logprob, KL, reward, value, advantage and return, over the updates. Several folders
-are laid side by side. Standard library only; the page reads without JavaScript, and is written whole or not at all.
+A run folder (config.json, metrics.jsonl, samples.jsonl) becomes findings in words, learning curves, samples and the token
+trace: every token of a followed response with all its numbers, over the updates. Several folders are laid side by side.
+Standard library only; the page fetches nothing and reads without JavaScript.
 
     python -m minippo report runs/x            # writes runs/x/report.html
     python -m minippo report runs/x runs/y     # writes runs/x/comparison.html
 
 A run folder is data, and may come from anyone: each line is checked as it is read, every text of it reaches the page through
-`_text`, and the page's policy lets nothing be fetched and no script run but page.js, by its hash.
+`_text`, and the page's policy lets no script run but page.js, by its hash.
 
 Left out: 1. smoothing, because jitter is information at this size; 2. a plotting package: a curve is one SVG path.
 """
@@ -20,6 +20,7 @@ import unicodedata
 from base64 import b64encode
 from hashlib import sha256
 from html import escape
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -33,13 +34,16 @@ _HEADLINES = ("ppo/mean_scores", "objective/kl", "ppo/policy/entropy", "samples/
 _COLOURS = 6  # of runs, in page.css
 _QUANTITIES = {"logprob": "Logprob", "ref_logprob": "Reference logprob", "kl": "KL", "reward": "Reward",
                "value": "Value", "advantage": "Advantage", "return": "Return"}
-
-# ---- reading a run folder ----
+_FIRST = "kl"  # what is coloured at first, and without JavaScript
+_SHOWN, _KEPT = 5, 60  # samples of one update in the table, updates of a followed response in the page
+_W, _H, _LEFT, _RIGHT, _TOP, _BASE = 380, 176, 46, 368, 10, 152  # of a chart, in its own units, and of its plot
+_SIGNS = {**{chr(c): chr(0x2400 + c) for c in range(32)}, "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control and direction characters, halves of pairs, line separators
+_JOINERS = "\u200c\u200d"  # of Cf, too, but emoji and several scripts are written with them
 
 
 class Run(NamedTuple):
     """What a run folder says."""
-
     name: str
     config: dict
     metrics: list  # one dict per update, in order
@@ -61,7 +65,7 @@ def _is_update(row) -> bool:
 
 
 def _is_sample(row) -> bool:
-    """A line of samples.jsonl; a trace is a list of tokens, and for each quantity one as long. What is no number is shown as none."""
+    """A line of samples.jsonl; a trace is a list of tokens, and for each quantity one as long, of numbers or what else."""
     if not (_is_update(row) and all(isinstance(row.get(key), str) for key in ("query", "response"))):
         return False
     trace = row.get("trace", {name: [] for name in ("token", *_QUANTITIES)})
@@ -72,66 +76,48 @@ def _is_sample(row) -> bool:
 
 
 def _read_jsonl(path: Path, fits, wanted: str) -> list:
-    """One dict a line, by their steps. A last line torn by a crash is left out; any other that does not fit is a ValueError."""
+    """One dict a line, by their steps. A last line torn by a crash is left out; ValueError if any other does not fit."""
     *lines, tail = path.read_bytes().split(b"\n")
     lines += [tail] if _json(tail) is not None else []  # whole, but for its newline
     rows = [_json(line) for line in lines]
-    for at, row in enumerate(rows):
+    for at, (line, row) in enumerate(zip(lines, rows), start=1):
         if not fits(row):
-            raise ValueError(f"{path}, line {at + 1}: expected a JSON object with {wanted}, got {lines[at][:60]!r}; mend or "
-                             "remove that line")
+            raise ValueError(f"{path}, line {at}: expected a JSON object with {wanted}, got {line[:60]!r}; mend it")
     return sorted(rows, key=itemgetter("step"))
 
 
 def _read_run(run_dir) -> Run:
     """A run folder as a Run; FileNotFoundError or ValueError where there is nothing to report."""
     folder, samples = Path(run_dir), []
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it has no metrics.jsonl; give one that `minippo train --out` wrote")
+    if not (path := folder / "metrics.jsonl").is_file():
+        raise FileNotFoundError(f"{folder} is not a run folder: it has no metrics.jsonl; give one that `train --out` wrote")
     if not (metrics := _read_jsonl(path, _is_update, 'a "step", a whole number')):
         raise ValueError(f"{path} holds no whole update yet; run at least one")
-    config = _json((folder / "config.json").read_bytes())
+    config = _json(text := (folder / "config.json").read_bytes())
     if not (isinstance(config, dict) and all(isinstance(config.get(part, {}), dict) for part in ("run", "ppo"))):
-        raise ValueError(f"{folder / 'config.json'} is not the config.json of a run: expected a JSON object of settings; mend it")
+        raise ValueError(f"{folder / 'config.json'}: expected a run's JSON object of settings, got {text[:60]!r}; mend it")
     if (path := folder / "samples.jsonl").is_file():
         samples = _read_jsonl(path, _is_sample, 'a "step", a "query", a "response" and, if any, a whole "trace"')
     return Run(folder.resolve().name, config, metrics, [row for row in samples if "trace" not in row],
                [row for row in samples if "trace" in row])
 
 
-# ---- texts ----
-
-_SIGNS = {**{chr(c): chr(0x2400 + c) for c in range(32)}, "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control and direction characters, halves of pairs, line separators
-_JOINERS = "\u200c\u200d"  # of Cf, too, but emoji and several scripts are written with them
-
-
 def _text(text: str, space: str = " ") -> str:
     """Any text as HTML that is shown and not obeyed: markup is escaped, what cannot be seen becomes a sign that can."""
-    signs = (_SIGNS.get(c) or (repr(c)[1:-1] if unicodedata.category(c) in _HIDDEN and c not in _JOINERS else c) for c in text)
-    return escape("".join(signs).replace(" ", space))
+    hidden = {c: repr(c)[1:-1] for c in set(text) - {*_JOINERS} if unicodedata.category(c) in _HIDDEN} | _SIGNS
+    return escape("".join(hidden.get(c, c) for c in text).replace(" ", space))
 
 
-def _name(runs: list, at: int) -> str:
-    """The name of a run in its colour; "" where there is only one."""
-    return f'<b class="name r{at % _COLOURS}">{_text(runs[at].name)}</b>' if len(runs) > 1 else ""
+def _names(runs: list) -> list:
+    """The names of the runs in their colours; "" where there is only one."""
+    return [f'<b class="name r{i % _COLOURS}">{_text(run.name)}</b>' if len(runs) > 1 else "" for i, run in enumerate(runs)]
 
 
-# ---- curves ----
-
-_W, _H = 380, 176  # of a chart, in its own units
-_LEFT, _RIGHT, _TOP, _BASE = 46, _W - 12, 10, _H - 24  # of its plot
-
-
-def _thin(points: list, bins: int = 300) -> list:
-    """At most two points a bin, its lowest and its highest: a long run draws fast and keeps its spikes."""
-    if len(points) <= 2 * bins:
-        return points
-    cuts = [len(points) * b // bins for b in range(bins + 1)]
-    kept = []
-    for start, stop in zip(cuts, cuts[1:]):
-        known = [point for point in points[start:stop] if point[1] is not None] or [points[start]]  # None: stays a gap
+def _thin(points: list) -> list:
+    """Of more than 600 points the lowest and the highest of each bin: a long run draws fast and keeps its spikes."""
+    size, kept = len(points) // 300 + 1 if len(points) > 600 else 1, []
+    for at in range(0, len(points), size):
+        known = [point for point in points[at:at + size] if point[1] is not None] or [points[at]]  # None alone stays a gap
         kept += sorted({min(known, key=itemgetter(1)), max(known, key=itemgetter(1))})
     return kept
 
@@ -143,8 +129,7 @@ def _range(key: str, values: list) -> tuple:
         low, high = max(low, -1.0), max(high, 0.0)
     if high - low <= 1e-9 * abs(low):  # one value only, zero or below
         low, high = (0.0, 1.0) if low == 0 else (low * 1.5, low * 0.5)
-    pad = (high - low) * 0.06
-    return low - pad, high + pad
+    return low - (high - low) * 0.06, high + (high - low) * 0.06
 
 
 def _ticks(low: float, high: float) -> list:
@@ -157,12 +142,8 @@ def _ticks(low: float, high: float) -> list:
 
 def _path(points: list, x, y) -> str:
     """The d of an SVG path; None breaks the line, and a lone point becomes a dot (round caps)."""
-    parts, pen = [], "M"
-    for step, value in points:
-        if value is not None:
-            parts.append(f"{pen}{x(step):.1f} {y(value):.1f}" + ("h0" if pen == "M" else ""))
-        pen = "M" if value is None else "L"
-    return "".join(parts)
+    stretches = [list(group) for known, group in groupby(points, lambda point: point[1] is not None) if known]
+    return "".join(f"M{'L'.join(f'{x(step):.1f} {y(value):.1f}' for step, value in stretch)}h0" for stretch in stretches)
 
 
 def _chart(runs: list, key: str) -> str:
@@ -174,8 +155,7 @@ def _chart(runs: list, key: str) -> str:
         return ""
     targets = {kl_target(run.config) for run in runs} - {None} if key == "objective/kl" else set()
     low, high = _range(key, values + list(targets))
-    steps = [run.metrics[end]["step"] for run in runs for end in (0, -1)]
-    first, last = min(steps), max(steps)
+    first, last = min(run.metrics[0]["step"] for run in runs), max(run.metrics[-1]["step"] for run in runs)
 
     def x(step):
         return _LEFT + (_RIGHT - _LEFT) * ((step - first) / (last - first) if last > first else 0.5)
@@ -200,13 +180,11 @@ def _chart(runs: list, key: str) -> str:
     marks += "".join(level("target", t, _RIGHT, -5, f"target {number(t)}") for t in sorted(targets))
     data = {"box": [_LEFT, _RIGHT, _TOP, _BASE], "steps": [first, last],
             "curves": [[(step, _short(value)) for step, value in curve] for curve in curves]}
-    what = escape(metric.what[0].upper() + metric.what[1:])
     return f"""
 <figure><figcaption><h4>{_text(metric.title)}</h4><span class="now">{now}</span></figcaption>
 <svg viewBox="0 0 {_W} {_H}" role="img" aria-label="{_text(label)}" data-chart="{escape(json.dumps(data))}">
 {marks}<path class="cursor" d=""/><text class="at mid" y="{_H - 6}"></text></svg>
-<p>{escape(metric.healthy)}</p>
-<details><summary>What it is</summary><p>{what}. {escape(metric.moves)}</p>
+<p>{escape(metric.healthy)}</p><details><summary>What it is</summary><p>{escape(metric.what[0].upper() + metric.what[1:])}. {escape(metric.moves)}</p>
 <code>{_text(key)} = {escape(metric.formula)}</code></details></figure>"""
 
 
@@ -221,19 +199,14 @@ def _curves(runs: list) -> str:
             f'<details class="fold"><summary>All other metrics</summary>{others or "<p>None.</p>"}</details>')
 
 
-# ---- samples ----
-
-_SHOWN = 5  # samples of one update in the table
-
-
 def _samples(run: Run) -> str:
     """A table of samples at the start, in the middle and at the end of a run."""
     steps = sorted({row["step"] for row in run.samples})
-    stages = {steps[at]: name for at, name in ((len(steps) // 2, "Middle"), (0, "Start"), (-1, "End")) if steps}
     if not steps:
         return "<p>None written.</p>"
-    table = """<table class="samples"><thead><tr><th scope="col">Query and response</th><th scope="col">Score</th><th scope="col">KL</th>\
-</tr></thead>"""
+    stages = {steps[at]: name for at, name in ((len(steps) // 2, "Middle"), (0, "Start"), (-1, "End"))}
+    head = "".join(f'<th scope="col">{title}</th>' for title in ("Query and response", "Score", "KL"))
+    table = f'<table class="samples"><thead><tr>{head}</tr></thead>'
     for step in sorted(stages):
         rows = [row for row in run.samples if row["step"] == step]
         few = f", showing {_SHOWN} of {len(rows)}" if len(rows) > _SHOWN else ""
@@ -244,20 +217,13 @@ def _samples(run: Run) -> str:
             table += (f'<tr><td><bdi class="query">{_text(row["query"])}</bdi><bdi>{_text(row["response"])}</bdi>'
                       f'<small>{_text(parts)}</small></td><td>{score}</td><td>{kl}</td></tr>')
         table += "</tbody>"
-    left = len(steps) - len(stages)
-    return table + "</table>" + (f'<p class="lead left">Left out: samples of {left} updates between these.</p>' if left > 0 else "")
-
-
-# ---- token trace ----
-
-_FIRST = "kl"  # what is coloured at first, and without JavaScript
-_KEPT = 60  # updates of a followed response that the page carries
+    left = f'<p class="lead left">Left out: samples of {len(steps) - 3} updates between these.</p>' if len(steps) > 3 else ""
+    return f"{table}</table>{left}"
 
 
 def _short(value) -> "float | None":
     """Five digits are enough for a colour and a label, and keep the page small."""
-    value = finite(value)
-    return None if value is None else float(f"{value:.5g}")
+    return finite(value) and float(f"{finite(value):.5g}")
 
 
 def _traces(runs: list) -> list:
@@ -279,12 +245,11 @@ def _chip(text: str, value: "float | None", scale: float, title: str = "") -> st
     """A coloured token over its number; depth follows the square root, so small values show beside a large one."""
     sign = "" if not value else " pos" if value > 0 else " neg"
     depth = math.sqrt(abs(value or 0) / (scale or 1))
-    return (f'<span class="tok{sign}" style="--a:{depth:.2f}" title="{title}">{text}'
-            f'<small>{number(value, ".2f")}</small></span>')
+    return f'<span class="tok{sign}" style="--a:{depth:.2f}" title="{title}">{text}<small>{number(value, ".2f")}</small></span>'
 
 
 def _trace(runs: list) -> str:
-    """The followed responses: controls, legend, each at its last update with all numbers as titles, the data for the script."""
+    """The followed responses at their last updates, all numbers as titles; controls, legend, and the data for the script."""
     traces = _traces(runs)
     if not traces:
         return "<p>No response was followed.</p>"
@@ -300,7 +265,7 @@ def _trace(runs: list) -> str:
             numbers = ", ".join(f"{name} {number(last[q])}" for q, name in _QUANTITIES.items())
             chips += _chip(text, last[_FIRST], scale, f"“{text}” at update {step}: {numbers}")
         blocks += f"""
-<article class="trace"><header>{_name(runs, trace["run"])}<bdi class="query">{_text(trace["query"])}</bdi>
+<article class="trace"><header>{_names(runs)[trace["run"]]}<bdi class="query">{_text(trace["query"])}</bdi>
 <span class="when">score {number(trace["score"])} · update {step}</span></header>
 <p class="tokens">{chips}</p>
 <div class="detail"><p aria-live="polite">Point at a token to read all its numbers.</p></div></article>"""
@@ -319,27 +284,21 @@ blue below zero, orange above</p>{few}
 <script type="application/json" id="data">{data}</script>"""
 
 
-# ---- the page ----
-
-
-def _facts(run: Run) -> dict:
-    """What the run was: names and texts."""
-    given, target = settings(run.config), kl_target(run.config)
-    seconds = sum(value for _, value in series(run.metrics, "seconds"))
-    facts = {"": given.get("model"), "reward": given.get("reward"),
-             "updates": f"{len(run.metrics)} of {given.get('steps', '?')}", "batch": given.get("batch_size"),
-             "learning rate": given.get("learning_rate"), "KL target": target and number(target),
-             "fixed KL coefficient": given.get("init_kl_coef") if target is None else None, "seed": given.get("seed"),
-             "time": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"}
-    return {name: str(value) for name, value in facts.items() if value is not None}
-
-
 def _heads(runs: list) -> str:
     """The facts: what all runs share once, then the runs with what they differ in, under colours that stay in sight."""
-    facts, heads = [_facts(run) for run in runs], ""
+    facts, heads = [], ""
+    for run in runs:
+        given, target = settings(run.config), kl_target(run.config)
+        seconds = sum(value for _, value in series(run.metrics, "seconds"))
+        told = {"": given.get("model"), "reward": given.get("reward"),
+                "updates": f"{len(run.metrics)} of {given.get('steps', '?')}", "batch": given.get("batch_size"),
+                "learning rate": given.get("learning_rate"), "KL target": target and number(target),
+                "fixed KL coefficient": given.get("init_kl_coef") if target is None else None, "seed": given.get("seed"),
+                "time": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"}
+        facts.append({name: str(value) for name, value in told.items() if value is not None})
     shared = {name: value for name, value in facts[0].items() if all(one.get(name) == value for one in facts)}
     own = [{name: value for name, value in one.items() if name not in shared} for one in facts]
-    for name, one in [("", shared), *((_name(runs, i), one) for i, one in enumerate(own))]:
+    for name, one in zip(["", *_names(runs)], [shared, *own]):
         spans = "".join(f"<span>{key} <b>{_text(value)}</b></span>" for key, value in one.items())
         heads += f'<p class="facts">{name}{spans}</p>' if name or spans else ""
     return heads
@@ -357,52 +316,55 @@ def _tiles(runs: list) -> str:
 
 def _configuration(runs: list) -> str:
     """Every setting: those in which the runs differ beside each other, in bold, then once what they share."""
-    given, differing, shared = [settings(run.config) for run in runs], "", ""
+    given, rows = [settings(run.config) for run in runs], {True: "", False: ""}
     for key in dict.fromkeys(key for one in given for key in one):
-        cells = [json.dumps(one[key], ensure_ascii=False) if key in one else "–" for one in given]
-        if len(set(cells)) == 1:
-            shared += f"<tr><th>{_text(key)}</th><td>{_text(cells[0])}</td></tr>"
-        else:
-            differing += (f'<tr class="differs"><th>{_text(key)}</th>'
-                          f'{"".join(f"<td>{_text(cell)}</td>" for cell in cells)}</tr>')
-    names = "".join(f"<th>{_name(runs, i)}</th>" for i in range(len(runs)))
-    if differing:
-        differing = f'<div class="wide"><table class="config"><tr><th></th>{names}</tr>{differing}</table></div>'
-    shared = f'{"<h3>The same in all</h3>" if len(runs) > 1 else ""}<table class="config">{shared}</table>'
+        cells = [_text(json.dumps(one[key], ensure_ascii=False)) if key in one else "–" for one in given]
+        same = len(set(cells)) == 1
+        told = "".join(f"<td>{cell}</td>" for cell in cells[:1 if same else None])
+        rows[same] += f'<tr class="{"same" if same else "differs"}"><th>{_text(key)}</th>{told}</tr>'
+    head = "".join(f"<th>{name}</th>" for name in ["", *_names(runs)])
+    differing = rows[False] and f'<div class="wide"><table class="config"><tr>{head}</tr>{rows[False]}</table></div>'
+    shared = f'{"<h3>The same in all</h3>" if len(runs) > 1 else ""}<table class="config">{rows[True]}</table>'
     return f'<details class="fold"><summary>Configuration</summary>{differing}{shared}</details>'
 
 
 def _each(runs: list, body) -> str:
     """body(run) for every run, side by side under its name where there are several."""
-    cards = ""
-    for i, run in enumerate(runs):
-        name = f'<h3 class="run">{_name(runs, i)}</h3>' if len(runs) > 1 else ""
-        cards += f'<div class="card">{name}{body(run)}</div>'
+    heads = [f'<h3 class="run">{name}</h3>' if name else "" for name in _names(runs)]
+    cards = "".join(f'<div class="card">{head}{body(run)}</div>' for head, run in zip(heads, runs))
     return f'<div class="runs">{cards}</div>'
 
 
-def _found(run: Run) -> str:
-    return f'<ul>{"".join(f"<li>{_text(line)}</li>" for line in findings(run.metrics, run.config))}</ul>'
+def write_report(run_dir, *more_dirs, out=None, live=0) -> Path:
+    """Write the report of one run folder, or of several side by side, and return its path.
 
-
-def _page(runs: list, live: int) -> str:
-    """The whole document. Its content policy forbids every request and every script but its own."""
+    The page's content policy forbids every request and every script but its own.
+    out: the file to write; by default report.html in the folder, or comparison.html in the first of several.
+    live: of a run that goes on: seconds after which an open page loads itself again; 0, of one that is over: never.
+    Raises FileNotFoundError for a folder without metrics or config, ValueError for files that are not a run's, by line.
+    """
+    folders = [run_dir, *more_dirs]
+    runs = [_read_run(folder) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):
+        runs = [run._replace(name=str(folder)) for run, folder in zip(runs, folders)]
     again = f'<meta http-equiv="refresh" content="{live}">' if live else ""
     written = f" · updated at {time.strftime('%H:%M:%S')}, looks again every {live} s while the run goes on" if live else ""
     style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     ours = b64encode(sha256(script.encode()).digest()).decode()
     names, several = [_text(run.name) for run in runs], len(runs) > 1
+    found = _each(runs, lambda run: "".join(["<ul>", *(f"<li>{_text(said)}</li>" for said in findings(run.metrics, run.config)),
+                                             "</ul>"]))
     title = " and ".join(names) if len(runs) < 3 else f"{len(runs)} runs"
     heading = " and ".join(f"<bdi>{name}</bdi>" for name in names) if len(runs) < 3 else title
-    key = f'<nav class="key">{"".join(_name(runs, i) for i in range(len(runs)))}</nav>' if several else ""
-    return f"""<!doctype html>
+    key = f'<nav class="key">{"".join(_names(runs))}</nav>' if several else ""
+    page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{ours}'">
 {again}<meta name="color-scheme" content="light dark"><title>{title} · minippo</title><style>{style}</style></head>
 <body{' class="several"' if several else ""}><main>
 <header><p class="eyebrow">minippo run report{written}</p><h1>{heading}</h1>{_heads(runs)}</header>{key}{_tiles(runs)}
-<section><h2>Findings</h2>{_each(runs, _found)}</section>
+<section><h2>Findings</h2>{found}</section>
 <section><h2>Curves</h2><p class="lead">Under each curve: what a healthy run looks like.</p>
 {_curves(runs)}</section>
 <section><h2>Samples</h2><p class="lead">Grey is the query, the rest is the policy's.</p>
@@ -412,19 +374,6 @@ update. The number under a token is its own; · is a space, ⏎ a line end.</p>
 {_trace(runs)}</section>
 {_configuration(runs)}</main><script>{script}</script></body></html>
 """
-
-
-def write_report(run_dir, *more_dirs, out=None, live=0) -> Path:
-    """Write the report of one run folder, or of several side by side, and return its path.
-
-    out: the file to write; by default report.html in the folder, or comparison.html in the first of several.
-    live: of a run that goes on: seconds after which an open page loads itself again; 0, of one that is over: never.
-    Raises FileNotFoundError for a folder without metrics or config, ValueError for files that are not a run's, by line.
-    """
-    folders = [run_dir, *more_dirs]
-    runs = [_read_run(folder) for folder in folders]
-    if len({run.name for run in runs}) < len(runs):
-        runs = [run._replace(name=str(folder)) for run, folder in zip(runs, folders)]
     path = Path(out) if out else Path(run_dir) / ("comparison.html" if more_dirs else "report.html")
-    write_text(path, _page(runs, live))
+    write_text(path, page)
     return path
