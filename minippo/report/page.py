@@ -9,7 +9,6 @@ Standard library only; the page fetches nothing and reads without JavaScript.
 
 A run folder is data, and may come from anyone: each line is checked as it is read, every text of it reaches the page through
 `_text`, and the page's policy lets no script run but page.js, by its hash.
-
 Left out: 1. smoothing, because jitter is information at this size; 2. a plotting package: a curve is one SVG path.
 """
 
@@ -31,19 +30,16 @@ from .findings import findings, finite, kl_target, number, series, settings
 
 _HEADLINES = ("ppo/mean_scores", "objective/kl", "ppo/policy/entropy", "samples/distinct", "ppo/policy/clipfrac",
               "ppo/val/var_explained", "tokens/responses_len_mean", "ppo/loss/policy", "ppo/loss/value")
-_COLOURS = 6  # of runs, in page.css
 _QUANTITIES = {"logprob": "Logprob", "ref_logprob": "Reference logprob", "kl": "KL", "reward": "Reward",
                "value": "Value", "advantage": "Advantage", "return": "Return"}
 _FIRST = "kl"  # what is coloured at first, and without JavaScript
-_SHOWN, _KEPT = 5, 60  # samples of one update in the table, updates of a followed response in the page
+_SHOWN, _KEPT, _COLOURS = 5, 60, 6  # samples of an update in the table, updates of a response, colours of runs in page.css
 _W, _H, _LEFT, _RIGHT, _TOP, _BASE = 380, 176, 46, 368, 10, 152  # of a chart, in its own units, and of its plot
 _SIGNS = {**{chr(c): chr(0x2400 + c) for c in range(32)}, "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control and direction characters, halves of pairs, line separators
-_JOINERS = "\u200c\u200d"  # of Cf, too, but emoji and several scripts are written with them
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control and direction characters, half pairs, line ends; \u200c and \u200d join
 
 
-class Run(NamedTuple):
-    """What a run folder says."""
+class Run(NamedTuple):  # what a run folder says
     name: str
     config: dict
     metrics: list  # one dict per update, in order
@@ -104,7 +100,7 @@ def _read_run(run_dir) -> Run:
 
 def _text(text: str, space: str = " ") -> str:
     """Any text as HTML that is shown and not obeyed: markup is escaped, what cannot be seen becomes a sign that can."""
-    hidden = {c: repr(c)[1:-1] for c in set(text) - {*_JOINERS} if unicodedata.category(c) in _HIDDEN} | _SIGNS
+    hidden = {c: repr(c)[1:-1] for c in set(text) - {"\u200c", "\u200d"} if unicodedata.category(c) in _HIDDEN} | _SIGNS
     return escape("".join(hidden.get(c, c) for c in text).replace(" ", space))
 
 
@@ -115,11 +111,12 @@ def _names(runs: list) -> list:
 
 def _thin(points: list) -> list:
     """Of more than 600 points the lowest and the highest of each bin: a long run draws fast and keeps its spikes."""
-    size, kept = len(points) // 300 + 1 if len(points) > 600 else 1, []
-    for at in range(0, len(points), size):
-        known = [point for point in points[at:at + size] if point[1] is not None] or [points[at]]  # None alone stays a gap
+    kept, n = [], len(points)
+    for b in range(300 if n > 600 else 0):
+        near = points[n * b // 300:n * (b + 1) // 300]
+        known = [point for point in near if point[1] is not None] or near[:1]  # of None alone: stays a gap
         kept += sorted({min(known, key=itemgetter(1)), max(known, key=itemgetter(1))})
-    return kept
+    return kept or points
 
 
 def _range(key: str, values: list) -> tuple:
@@ -134,9 +131,8 @@ def _range(key: str, values: list) -> tuple:
 
 def _ticks(low: float, high: float) -> list:
     """Three to six round numbers within [low, high]."""
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= (high - low) / 5 * 0.999)
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
@@ -163,12 +159,9 @@ def _chart(runs: list, key: str) -> str:
     def y(value):
         return _TOP + (_BASE - _TOP) * (high - max(value, low)) / (high - low)
 
-    def level(kind, value, at, above, text):
-        return (f'<path class="{kind}" d="M{_LEFT} {y(value):.1f}H{_RIGHT}"/>'
-                f'<text class="end" x="{at}" y="{y(value) + above:.1f}">{text}</text>')
-
     now, label = "", f"{metric.title} by update"
-    marks = "".join(level("grid", t, _LEFT - 7, 4, number(t, ".4g")) for t in _ticks(low, high))
+    marks = "".join(f'<path class="grid" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/><text class="end" x="{_LEFT - 7}" '
+                    f'y="{y(t) + 4:.1f}">{number(t, ".4g")}</text>' for t in _ticks(low, high))
     for step in sorted({first, (first + last) // 2, last}):
         marks += f'<text class="mid" x="{x(step):.1f}" y="{_H - 6}">{step:,}</text>'
     for i, (run, curve) in enumerate(zip(runs, curves)):
@@ -177,14 +170,16 @@ def _chart(runs: list, key: str) -> str:
         marks += f'<g class="curve r{i % _COLOURS}"><path d="{_path(curve, x, y)}"/>{dot}</g>'
         now += f'<b class="r{i % _COLOURS}" title="{_text(run.name)}">{number(value)}</b>'
         label += f"; {run.name}: last {number(value)}"
-    marks += "".join(level("target", t, _RIGHT, -5, f"target {number(t)}") for t in sorted(targets))
+    marks += "".join(f'<path class="target" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
+                     f'<text class="end" x="{_RIGHT}" y="{y(t) - 5:.1f}">target {number(t)}</text>' for t in sorted(targets))
     data = {"box": [_LEFT, _RIGHT, _TOP, _BASE], "steps": [first, last],
             "curves": [[(step, _short(value)) for step, value in curve] for curve in curves]}
     return f"""
 <figure><figcaption><h4>{_text(metric.title)}</h4><span class="now">{now}</span></figcaption>
 <svg viewBox="0 0 {_W} {_H}" role="img" aria-label="{_text(label)}" data-chart="{escape(json.dumps(data))}">
 {marks}<path class="cursor" d=""/><text class="at mid" y="{_H - 6}"></text></svg>
-<p>{escape(metric.healthy)}</p><details><summary>What it is</summary><p>{escape(metric.what[0].upper() + metric.what[1:])}. {escape(metric.moves)}</p>
+<p>{escape(metric.healthy)}</p>
+<details><summary>What it is</summary><p>{escape(metric.what[0].upper() + metric.what[1:])}. {escape(metric.moves)}</p>
 <code>{_text(key)} = {escape(metric.formula)}</code></details></figure>"""
 
 
@@ -245,7 +240,8 @@ def _chip(text: str, value: "float | None", scale: float, title: str = "") -> st
     """A coloured token over its number; depth follows the square root, so small values show beside a large one."""
     sign = "" if not value else " pos" if value > 0 else " neg"
     depth = math.sqrt(abs(value or 0) / (scale or 1))
-    return f'<span class="tok{sign}" style="--a:{depth:.2f}" title="{title}">{text}<small>{number(value, ".2f")}</small></span>'
+    said = number(value, ".2f")
+    return f'<span class="tok{sign}" style="--a:{depth:.2f}" title="{title}">{text}<small>{said}</small></span>'
 
 
 def _trace(runs: list) -> str:
@@ -280,8 +276,7 @@ def _trace(runs: list) -> str:
 <label class="slide">Update <output></output><input type="range" name="at" min="0" value="0"></label></form>
 <p class="legend"><noscript>{_QUANTITIES[_FIRST]} </noscript><span id="legend">{legend}</span>
 blue below zero, orange above</p>{few}
-<div class="traces">{blocks}</div>
-<script type="application/json" id="data">{data}</script>"""
+<div class="traces">{blocks}</div><script type="application/json" id="data">{data}</script>"""
 
 
 def _heads(runs: list) -> str:
@@ -297,9 +292,8 @@ def _heads(runs: list) -> str:
                 "time": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"}
         facts.append({name: str(value) for name, value in told.items() if value is not None})
     shared = {name: value for name, value in facts[0].items() if all(one.get(name) == value for one in facts)}
-    own = [{name: value for name, value in one.items() if name not in shared} for one in facts]
-    for name, one in zip(["", *_names(runs)], [shared, *own]):
-        spans = "".join(f"<span>{key} <b>{_text(value)}</b></span>" for key, value in one.items())
+    for name, one in zip(["", *_names(runs)], [shared, *facts]):
+        spans = "".join(f"<span>{k} <b>{_text(v)}</b></span>" for k, v in one.items() if one is shared or k not in shared)
         heads += f'<p class="facts">{name}{spans}</p>' if name or spans else ""
     return heads
 
@@ -338,42 +332,34 @@ def _each(runs: list, body) -> str:
 def write_report(run_dir, *more_dirs, out=None, live=0) -> Path:
     """Write the report of one run folder, or of several side by side, and return its path.
 
-    The page's content policy forbids every request and every script but its own.
     out: the file to write; by default report.html in the folder, or comparison.html in the first of several.
     live: of a run that goes on: seconds after which an open page loads itself again; 0, of one that is over: never.
     Raises FileNotFoundError for a folder without metrics or config, ValueError for files that are not a run's, by line.
     """
-    folders = [run_dir, *more_dirs]
-    runs = [_read_run(folder) for folder in folders]
+    runs = [_read_run(folder) for folder in (run_dir, *more_dirs)]
     if len({run.name for run in runs}) < len(runs):
-        runs = [run._replace(name=str(folder)) for run, folder in zip(runs, folders)]
+        runs = [run._replace(name=str(folder)) for run, folder in zip(runs, (run_dir, *more_dirs))]
     again = f'<meta http-equiv="refresh" content="{live}">' if live else ""
     written = f" · updated at {time.strftime('%H:%M:%S')}, looks again every {live} s while the run goes on" if live else ""
     style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     ours = b64encode(sha256(script.encode()).digest()).decode()
-    names, several = [_text(run.name) for run in runs], len(runs) > 1
-    found = _each(runs, lambda run: "".join(["<ul>", *(f"<li>{_text(said)}</li>" for said in findings(run.metrics, run.config)),
-                                             "</ul>"]))
-    title = " and ".join(names) if len(runs) < 3 else f"{len(runs)} runs"
-    heading = " and ".join(f"<bdi>{name}</bdi>" for name in names) if len(runs) < 3 else title
-    key = f'<nav class="key">{"".join(_names(runs))}</nav>' if several else ""
+    title = " and ".join(_text(run.name) for run in runs) if len(runs) < 3 else f"{len(runs)} runs"
+    found = _each(runs, lambda run: f"<ul><li>{'</li><li>'.join(map(_text, findings(run.metrics, run.config)))}</li></ul>")
+    heading = " and ".join(f"<bdi>{_text(run.name)}</bdi>" for run in runs) if len(runs) < 3 else title
+    key = f'<nav class="key">{"".join(_names(runs))}</nav>' if len(runs) > 1 else ""
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{ours}'">
-{again}<meta name="color-scheme" content="light dark"><title>{title} · minippo</title><style>{style}</style></head>
-<body{' class="several"' if several else ""}><main>
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{ours}'">{again}
+<meta name="color-scheme" content="light dark"><title>{title} · minippo</title><style>{style}</style></head>
+<body{' class="several"' if len(runs) > 1 else ""}><main>
 <header><p class="eyebrow">minippo run report{written}</p><h1>{heading}</h1>{_heads(runs)}</header>{key}{_tiles(runs)}
 <section><h2>Findings</h2>{found}</section>
-<section><h2>Curves</h2><p class="lead">Under each curve: what a healthy run looks like.</p>
-{_curves(runs)}</section>
-<section><h2>Samples</h2><p class="lead">Grey is the query, the rest is the policy's.</p>
-{_each(runs, _samples)}</section>
+<section><h2>Curves</h2><p class="lead">Under each curve: what a healthy run looks like.</p>{_curves(runs)}</section>
+<section><h2>Samples</h2><p class="lead">Grey is the query, the rest is the policy's.</p>{_each(runs, _samples)}</section>
 <section><h2>Token trace</h2><p class="lead">The same responses, evaluated again under the policy of each shown
-update. The number under a token is its own; · is a space, ⏎ a line end.</p>
-{_trace(runs)}</section>
-{_configuration(runs)}</main><script>{script}</script></body></html>
-"""
+update. The number under a token is its own; · is a space, ⏎ a line end.</p>{_trace(runs)}</section>
+{_configuration(runs)}</main><script>{script}</script></body></html>"""
     path = Path(out) if out else Path(run_dir) / ("comparison.html" if more_dirs else "report.html")
     write_text(path, page)
     return path
