@@ -153,7 +153,7 @@ def test_any_other_bad_line_is_an_error_and_stays(tmp_path, line):
     assert path.read_bytes() == content
 
 
-def record(query="q\u00e9", response='"\\ \n', score=-0.25):
+def record(query="q\u00e9: ", response='"\\ \n', score=-0.25):
     return json.dumps({"query": query, "response": response, "score": score}).encode()
 
 
