@@ -6,10 +6,7 @@ mostly chance. The page's readers of numbers stand here, too. Standard library o
 
 from itertools import groupby
 from math import inf, sqrt
-from operator import itemgetter
 from statistics import fmean, variance
-
-# ---- numbers of metrics.jsonl and config.json ----
 
 
 def finite(value) -> "float | None":
@@ -53,11 +50,10 @@ def _span(points: list) -> str:
     return f"update {first}" if first == last else f"updates {first} to {last}"
 
 
-def _longest(points: list, test) -> list:
-    """The longest stretch of neighbouring points whose value passes the test; [] where it is below _PERSIST."""
-    stretches = [list(group) for passed, group in groupby(points, lambda point: test(point[1])) if passed]
-    best = max(stretches, key=len, default=[])
-    return best if len(best) >= _PERSIST else []
+def _longest(points: list, alike, least: int = _PERSIST) -> list:
+    """The longest stretch of neighbours with one alike(value), and that a true one; [] where it is shorter than `least`."""
+    best = max((list(group) for kind, group in groupby(points, lambda at: alike(at[1])) if kind), key=len, default=[])
+    return best if len(best) >= least else []
 
 
 def _window(points: list) -> int:
@@ -66,116 +62,89 @@ def _window(points: list) -> int:
 
 
 def _ends(points: list) -> tuple:
-    """Mean of the first window, of the last, and how far apart chance alone brings them: two standard errors of the difference."""
+    """Mean of the first window, of the last, and how far apart chance brings them: two standard errors of the difference."""
     values, k = [value for _, value in points], _window(points)
-    early, late = values[:k], values[-k:]
     if k == 1:
         return 0.0, 0.0, inf  # too short to tell
+    early, late = values[:k], values[-k:]
     return fmean(early), fmean(late), 2 * sqrt((variance(early) + variance(late)) / k)
 
 
-_STRETCHES = (  # key, what is worth a sentence when it persists, the worst value of the stretch, the sentence
-    ("objective/kl", lambda v: v < -0.1, min,
-     "KL negative for {n} updates ({span}, lowest {worst}): is top-k, top-p or a minimum length on? Then what is scored is not "
-     "what was sampled."),
-    ("ppo/policy/clipfrac", lambda v: v > 0.3, max,
-     "Clip fraction above 0.3 for {n} updates ({span}, highest {worst}): steps too large; lower learning_rate or ppo_epochs."),
-    ("samples/distinct", lambda v: v < 0.5, min,
-     "The policy answers every query alike for {n} updates ({span}): at worst a share of {worst} of a batch's responses is "
-     "distinct."),
-    ("tokens/at_limit", lambda v: v >= 0.99, min,
-     "Every response reaches the length limit for {n} updates ({span}, a share of at least {worst}): fine where the length is "
-     "meant to be fixed; else raise max_new_tokens, or reward an ending."),
+_STRETCHES = (  # key, what is worth a sentence when it persists (target: of the KL), the worst of it, the sentence
+    ("objective/kl", lambda v, target: v < -0.1, min,
+     "KL negative for {n} updates ({span}, lowest {worst}): do top-k, top-p or a minimum length sample what is not scored?"),
+    ("ppo/policy/clipfrac", lambda v, target: v > 0.3, max,
+     "Clip fraction above 0.3 for {n} updates ({span}, highest {worst}): lower learning_rate or ppo_epochs."),
+    ("samples/distinct", lambda v, target: v < 0.5, min,
+     "The policy answers every query alike for {n} updates ({span}): at worst a share of {worst} of a batch is distinct."),
+    ("tokens/at_limit", lambda v, target: v >= 0.99, min,
+     "Every response reaches the length limit in {n} updates ({span}): unless meant, raise max_new_tokens or reward ends."),
+    ("objective/kl", lambda v, target: v > 2 * target, max,
+     "KL far over its target of {target} for {n} updates ({span}, highest {worst}): raise init_kl_coef, or lower "
+     "horizon or learning_rate."),
 )
 
 
-def _persistent(metrics: list, config: dict) -> list:
-    """What held for several updates in a row."""
-    target = kl_target(config)
-    over = ("objective/kl", lambda v: v > 2 * target, max, f"KL far over its target of {number(target)} for {{n}} updates "
-            "({span}, highest {worst}): raise init_kl_coef, or lower horizon or learning_rate.")
-    rules = [*_STRETCHES, over] if target else _STRETCHES
-    return [text.format(n=len(stretch), span=_span(stretch), worst=number(worst(v for _, v in stretch)))
-            for key, test, worst, text in rules if (stretch := _longest(series(metrics, key), test))]
-
-
-def _constant(metrics: list) -> list:
-    """A score that is the same for every response of every batch."""
-    spread = dict(series(metrics, "ppo/std_scores"))
-    level = [(step, round(value, 6) if spread.get(step, 0.0) < 1e-6 else None)
-             for step, value in series(metrics, "ppo/mean_scores")]
-    stretches = [list(group) for value, group in groupby(level, itemgetter(1)) if value is not None]
-    same = max(stretches, key=len, default=[])
-    return [f"Score constant at {number(same[0][1])} for {len(same)} updates ({_span(same)}), the same for every response: no "
-            "signal, only the KL penalty acts."] if len(same) >= 5 else []
-
-
-def _unlearnt(metrics: list, config: dict) -> list:
-    """A score that has not risen from the first window to the last, and updates that are too small for it."""
+def _score(metrics: list, target: "float | None"):
+    """On the score: it is constant, does not rise (updates too small?), or rises while something else is lost."""
     score, clipfrac = series(metrics, "ppo/mean_scores"), series(metrics, "ppo/policy/clipfrac")
-    (early, late, chance), target, found, k = _ends(score), kl_target(config), _constant(metrics), _window(score)
-    flat = chance < inf and late - early <= chance and not found
+    (early, late, chance), k, spread = _ends(score), _window(score), dict(series(metrics, "ppo/std_scores"))
+    same = _longest([(step, (value, spread.get(step, 0.0))) for step, value in score],
+                    lambda both: both[1] < 1e-6 and (round(both[0], 6),), least=5)
+    if same:
+        yield f"Score constant at {number(same[0][1][0])} for {len(same)} updates ({_span(same)}): no signal, only KL acts."
+    flat = chance < inf and late - early <= chance and not same
     if flat:
-        explained = [v for _, v in series(metrics, "ppo/val/var_explained")[-k:]]
-        noise = fmean(explained) if explained else inf
-        found.append(f"The score has {'not risen' if late - early >= -chance else 'fallen'}: {number(early)} on average of "
-                     f"{_span(score[:k])}, {number(late)} of {_span(score[-k:])}; chance alone moves that by {number(chance)}."
-                     f"{f' To the values it is noise: explained variance {number(noise)}.' if noise < 0.1 else ''} "
-                     "Read the samples: does the score tell good from bad? Then more updates or a larger batch.")
+        noise = fmean([v for _, v in series(metrics, "ppo/val/var_explained")[-k:]] or [inf])
+        yield (f"The score has {'not risen' if late - early >= -chance else 'fallen'}: {number(early)} on average of "
+               f"{_span(score[:k])}, {number(late)} of {_span(score[-k:])}; chance alone moves that by {number(chance)}."
+               f"{f' To the values it is noise: explained variance {number(noise)}.' if noise < 0.1 else ''} "
+               "Read the samples: does the score tell good from bad? Then more updates or a larger batch.")
     rate = "".join(f" {v:g}" for _, v in series(metrics, "ppo/learning_rate")[-1:])
     share, kl = fmean([v for _, v in clipfrac] or [1.0]), _ends(series(metrics, "objective/kl"))[1]
     if len(clipfrac) >= _PERSIST and share == 0:
-        found.append(f"Clip fraction 0 throughout ({_span(clipfrac)}): learning rate{rate} too small? With one minibatch and one "
-                     "pass it is always 0.")
+        yield f"Clip fraction 0 throughout ({_span(clipfrac)}): learning rate{rate} too small? Or one minibatch, one pass?"
     elif flat and share < 0.01 and kl < (target or 1) / 4:
-        found.append(f"Updates too small ({_span(clipfrac)}): clip fraction {number(share)} on average, KL {number(kl)} at the end"
-                     f"{f', its target {number(target)}' if target else ''}; raise learning_rate{rate} or ppo_epochs.")
-    return found
-
-
-def _traded(metrics: list) -> list:
-    """A score that rises while something else is lost."""
-    score, lost = series(metrics, "ppo/mean_scores"), []
-    start, end, chance = _ends(score)
+        yield (f"Updates too small ({_span(clipfrac)}): clip fraction {number(share)} on average, KL {number(kl)} at the end"
+               f"{f', its target {number(target)}' if target else ''}; raise learning_rate{rate} or ppo_epochs.")
+    lost = []
     for key in [*sorted({key for row in metrics for key in row if key.startswith("score/")}), "samples/distinct"]:
         before, after, noise = _ends(series(metrics, key))
         if before - after > max(noise, 0.2 if key == "samples/distinct" else 0):
             lost.append(f"{key} falls from {number(before)} to {number(after)}")
-    return [f"Score up from {number(start)} to {number(end)} while {' and '.join(lost)} ({_span(score)}): over-optimisation? Read "
-            "the samples; raise init_kl_coef or lower target."] if end - start > chance and lost else []
+    if lost and late - early > chance:
+        yield (f"Score up from {number(early)} to {number(late)} while {' and '.join(lost)} "
+               f"({_span(score)}): over-optimisation? Read the samples; raise init_kl_coef or lower target.")
 
 
-def _overall(metrics: list) -> list:
-    """What only the whole run shows: useless values, lost entropy, skipped minibatches, NaN."""
-    found, explained, entropy = [], series(metrics, "ppo/val/var_explained"), series(metrics, "ppo/policy/entropy")
+def _others(metrics: list, target: "float | None"):
+    """On the rest: what persisted, useless values, lost entropy, skipped minibatches, NaN."""
+    for key, holds, worst, text in _STRETCHES:
+        if at := _longest(series(metrics, key), lambda v: holds(v, target or inf)):
+            yield text.format(n=len(at), span=_span(at), target=number(target), worst=number(worst(v for _, v in at)))
+    explained, entropy = series(metrics, "ppo/val/var_explained"), series(metrics, "ppo/policy/entropy")
     late = explained[-max(_PERSIST, len(explained) // 4):]
     if len(explained) > _PERSIST and (mean := fmean(v for _, v in late)) < 0:
-        found.append(f"Explained variance negative late (mean {number(mean)}, {_span(late)}): the values predict no better than a "
-                     "constant would. Either the score is noise to them, or they lag: raise vf_coef, scale the scores or train "
-                     "longer.")
+        yield (f"Explained variance negative late (mean {number(mean)}, {_span(late)}): a constant would predict better. "
+               "Either the score is noise to the values, or they lag: raise vf_coef, scale the scores or train longer.")
     start, end, chance = _ends(entropy)
     if start - end > chance and end < 0.25 * start:
-        found.append(f"Entropy collapsed from {number(start)} to {number(end)} nats per token ({_span(entropy)}): the policy hardly "
-                     "chooses any more; more KL penalty, an entropy bonus or fewer updates.")
+        yield (f"Entropy collapsed from {number(start)} to {number(end)} nats per token ({_span(entropy)}): the policy "
+               "hardly chooses any more; more KL penalty, an entropy bonus or fewer updates.")
     if skipped := [point for point in series(metrics, "ppo/skipped") if point[1]]:
-        found.append(f"{sum(v for _, v in skipped):.0f} minibatches skipped in {len(skipped)} of {len(metrics)} updates "
-                     f"({_span(skipped)}): ratio over ratio_threshold or not finite; lower learning_rate.")
-    bad = [(row["step"], key) for row in metrics for key, value in row.items()
-           if finite(value) is None and (value is None or isinstance(value, (int, float)))]  # run.py writes NaN as null
-    if bad:
-        found.append(f"Not a number ({_span(bad)}): {', '.join(sorted({key for _, key in bad}))}.")
-    return found
+        yield (f"{sum(v for _, v in skipped):.0f} minibatches skipped in {len(skipped)} of {len(metrics)} updates "
+               f"({_span(skipped)}): ratio over ratio_threshold or not finite; lower learning_rate.")
+    if bad := [(row["step"], key) for row in metrics for key, value in row.items()
+               if finite(value) is None and (value is None or isinstance(value, (int, float)))]:  # NaN is written as null
+        yield f"Not a number ({_span(bad)}): {', '.join(sorted({key for _, key in bad}))}."
 
 
 def findings(metrics: list, config: dict) -> list:
-    """What the metrics say in words: one sentence a finding, each with its numbers and its updates.
-
-    metrics: the rows of metrics.jsonl; config: config.json. Where nothing is found, one sentence says so.
-    """
-    found = _unlearnt(metrics, config) + _traded(metrics) + _persistent(metrics, config) + _overall(metrics)
-    said, k = "", _window(metrics)
+    """One sentence a finding, at least one. metrics: the rows of metrics.jsonl; config: that of config.json."""
+    target, k, said = kl_target(config), _window(metrics), ""
     for name, key in (("score", "ppo/mean_scores"), ("KL", "objective/kl")):
-        if values := [value for _, value in series(metrics, key)]:
+        if values := [v for _, v in series(metrics, key)]:
             said += f", {name} {number(fmean(values[:k]))} to {number(fmean(values[-k:]))}"
     means = f" (means of the first and the last {k} updates)" if said and k > 1 else ""
-    return found or [f"Nothing unusual: {_span([(row['step'],) for row in metrics])}{said}{means}."]
+    return [*_score(metrics, target), *_others(metrics, target)] or [
+        f"Nothing unusual: {_span([(row['step'],) for row in metrics])}{said}{means}."]

@@ -1,16 +1,14 @@
 """report.html: a training run as one page that needs nothing else.
 
-A run folder (config.json, metrics.jsonl, samples.jsonl) becomes findings in words, learning curves, samples
-and the token trace: every token of a followed response with its logprob, KL, reward, value, advantage and
-return, over the updates. Several folders are laid side by side. Standard library only; the page fetches
-nothing, reads without JavaScript, and is written whole or not at all.
+A run folder (config.json, metrics.jsonl, samples.jsonl) becomes findings in words, learning curves, samples and the token
+trace: every token of a followed response with all its numbers, over the updates. Several folders are laid side by side.
+Standard library only; the page fetches nothing and reads without JavaScript.
 
     python -m minippo report runs/x            # writes runs/x/report.html
     python -m minippo report runs/x runs/y     # writes runs/x/comparison.html
 
-A run folder is data, and may come from anyone: each line is checked as it is read, every text of it reaches
-the page through `_text`, and the page's policy lets no script run but page.js, by its hash.
-
+A run folder is data, and may come from anyone: each line is checked as it is read, every text of it reaches the page through
+`_text`, and the page's policy lets no script run but page.js, by its hash.
 Left out: 1. smoothing, because jitter is information at this size; 2. a plotting package: a curve is one SVG path.
 """
 
@@ -21,6 +19,7 @@ import unicodedata
 from base64 import b64encode
 from hashlib import sha256
 from html import escape
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -31,16 +30,16 @@ from .findings import findings, finite, kl_target, number, series, settings
 
 _HEADLINES = ("ppo/mean_scores", "objective/kl", "ppo/policy/entropy", "samples/distinct", "ppo/policy/clipfrac",
               "ppo/val/var_explained", "tokens/responses_len_mean", "ppo/loss/policy", "ppo/loss/value")
-_COLOURS = 6  # of runs, in page.css
 _QUANTITIES = {"logprob": "Logprob", "ref_logprob": "Reference logprob", "kl": "KL", "reward": "Reward",
                "value": "Value", "advantage": "Advantage", "return": "Return"}
+_FIRST = "kl"  # what is coloured at first, and without JavaScript
+_SHOWN, _KEPT, _COLOURS = 5, 60, 6  # samples of an update in the table, updates of a response, colours of runs in page.css
+_W, _H, _LEFT, _RIGHT, _TOP, _BASE = 380, 176, 46, 368, 10, 152  # of a chart, in its own units, and of its plot
+_SIGNS = {**{chr(c): chr(0x2400 + c) for c in range(32)}, "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control and direction characters, half pairs, line ends; \u200c and \u200d join
 
-# ---- reading a run folder ----
 
-
-class Run(NamedTuple):
-    """What a run folder says."""
-
+class Run(NamedTuple):  # what a run folder says
     name: str
     config: dict
     metrics: list  # one dict per update, in order
@@ -56,128 +55,91 @@ def _json(text: bytes):
         return None
 
 
-def _whole(value) -> bool:
-    return type(value) is int and 0 <= value < 2**53
-
-
 def _is_update(row) -> bool:
     """A line of metrics.jsonl; what is no number in it is left out of the curves."""
-    return isinstance(row, dict) and _whole(row.get("step"))
-
-
-def _is_trace(trace) -> bool:
-    """A list of tokens, and for each quantity one as long."""
-    columns = [trace.get(name) if isinstance(trace, dict) else None for name in ("token", *_QUANTITIES)]
-    return (all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
-            and all(isinstance(token, str) for token in columns[0]))
+    return isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 2**53
 
 
 def _is_sample(row) -> bool:
-    """A line of samples.jsonl. Scores and the like may be missing; what is no number is shown as none."""
-    return (_is_update(row) and isinstance(row.get("query"), str) and isinstance(row.get("response"), str)
-            and isinstance(row.get("parts", {}), dict)
-            and ("trace" not in row or _is_trace(row["trace"]) and _whole(row.get("follow"))))
+    """A line of samples.jsonl; a trace is a list of tokens, and for each quantity one as long, of numbers or what else."""
+    if not (_is_update(row) and all(isinstance(row.get(key), str) for key in ("query", "response"))):
+        return False
+    trace = row.get("trace", {name: [] for name in ("token", *_QUANTITIES)})
+    columns = [trace.get(name) if isinstance(trace, dict) else None for name in ("token", *_QUANTITIES)]
+    return (isinstance(row.get("parts", {}), dict) and ("trace" not in row or type(row.get("follow")) is int)
+            and all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
+            and all(isinstance(token, str) for token in columns[0]))
 
 
 def _read_jsonl(path: Path, fits, wanted: str) -> list:
-    """One dict a line, by their steps. A last line torn by a crash is left out; any other that does not fit is a ValueError."""
+    """One dict a line, by their steps. A last line torn by a crash is left out; ValueError if any other does not fit."""
     *lines, tail = path.read_bytes().split(b"\n")
     lines += [tail] if _json(tail) is not None else []  # whole, but for its newline
     rows = [_json(line) for line in lines]
-    for at, row in enumerate(rows):
+    for at, (line, row) in enumerate(zip(lines, rows), start=1):
         if not fits(row):
-            raise ValueError(f"{path}, line {at + 1}: expected a JSON object with {wanted}, got {lines[at][:60]!r}; mend or "
-                             "remove that line")
+            raise ValueError(f"{path}, line {at}: expected a JSON object with {wanted}, got {line[:60]!r}; mend it")
     return sorted(rows, key=itemgetter("step"))
 
 
 def _read_run(run_dir) -> Run:
     """A run folder as a Run; FileNotFoundError or ValueError where there is nothing to report."""
-    folder = Path(run_dir)
-    if not (folder / "metrics.jsonl").is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it has no metrics.jsonl; give a folder that "
-                                "`python -m minippo train --out` wrote")
-    metrics = _read_jsonl(folder / "metrics.jsonl", _is_update, 'a "step", a whole number')
-    if not metrics:
-        raise ValueError(f"{folder / 'metrics.jsonl'} holds no whole update yet; run at least one")
-    text = (folder / "config.json").read_bytes()
-    config = _json(text)
+    folder, samples = Path(run_dir), []
+    if not (path := folder / "metrics.jsonl").is_file():
+        raise FileNotFoundError(f"{folder} is not a run folder: it has no metrics.jsonl; give one that `train --out` wrote")
+    if not (metrics := _read_jsonl(path, _is_update, 'a "step", a whole number')):
+        raise ValueError(f"{path} holds no whole update yet; run at least one")
+    config = _json(text := (folder / "config.json").read_bytes())
     if not (isinstance(config, dict) and all(isinstance(config.get(part, {}), dict) for part in ("run", "ppo"))):
-        raise ValueError(f"{folder / 'config.json'} is not the config.json of a run: expected a JSON object of settings, got "
-                         f"{text[:60]!r}; mend it")
-    path, wanted = folder / "samples.jsonl", 'a "step", a "query", a "response" and, if any, a whole "trace"'
-    samples = _read_jsonl(path, _is_sample, wanted) if path.is_file() else []
+        raise ValueError(f"{folder / 'config.json'}: expected a run's JSON object of settings, got {text[:60]!r}; mend it")
+    if (path := folder / "samples.jsonl").is_file():
+        samples = _read_jsonl(path, _is_sample, 'a "step", a "query", a "response" and, if any, a whole "trace"')
     return Run(folder.resolve().name, config, metrics, [row for row in samples if "trace" not in row],
                [row for row in samples if "trace" in row])
 
 
-# ---- texts ----
-
-_SIGNS = {**{chr(c): chr(0x2400 + c) for c in range(32)}, "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control and direction characters, halves of pairs, line separators
-_JOINERS = "\u200c\u200d"  # of Cf, too, but emoji and several scripts are written with them
-
-
 def _text(text: str, space: str = " ") -> str:
     """Any text as HTML that is shown and not obeyed: markup is escaped, what cannot be seen becomes a sign that can."""
-    signs = (_SIGNS.get(c) or (repr(c)[1:-1] if unicodedata.category(c) in _HIDDEN and c not in _JOINERS else c) for c in text)
-    return escape("".join(signs).replace(" ", space))
+    hidden = {c: repr(c)[1:-1] for c in set(text) - {"\u200c", "\u200d"} if unicodedata.category(c) in _HIDDEN} | _SIGNS
+    return escape("".join(hidden.get(c, c) for c in text).replace(" ", space))
 
 
-def _name(runs: list, at: int) -> str:
-    """The name of a run in its colour; "" where there is only one."""
-    return f'<b class="name r{at % _COLOURS}">{_text(runs[at].name)}</b>' if len(runs) > 1 else ""
+def _names(runs: list) -> list:
+    """The names of the runs in their colours; "" where there is only one."""
+    return [f'<b class="name r{i % _COLOURS}">{_text(run.name)}</b>' if len(runs) > 1 else "" for i, run in enumerate(runs)]
 
 
-# ---- curves ----
-
-_W, _H = 380, 176  # of a chart, in its own units
-_LEFT, _RIGHT, _TOP, _BASE = 46, _W - 12, 10, _H - 24  # of its plot
-
-
-def _thin(points: list, bins: int = 300) -> list:
-    """At most two points a bin, its lowest and its highest: a long run draws fast and keeps its spikes."""
-    if len(points) <= 2 * bins:
-        return points
-    cuts = [len(points) * b // bins for b in range(bins + 1)]
-    kept = []
-    for start, stop in zip(cuts, cuts[1:]):
-        known = [point for point in points[start:stop] if point[1] is not None]
-        ends = {min(known, key=itemgetter(1)), max(known, key=itemgetter(1))} if known else {points[start]}
-        kept += sorted(ends)  # a bin of None stays a gap
-    return kept
+def _thin(points: list) -> list:
+    """Of more than 600 points the lowest and the highest of each bin: a long run draws fast and keeps its spikes."""
+    kept, n = [], len(points)
+    for b in range(300 if n > 600 else 0):
+        near = points[n * b // 300:n * (b + 1) // 300]
+        known = [point for point in near if point[1] is not None] or near[:1]  # of None alone: stays a gap
+        kept += sorted({min(known, key=itemgetter(1)), max(known, key=itemgetter(1))})
+    return kept or points
 
 
 def _range(key: str, values: list) -> tuple:
-    """The span of the value axis: from 0 for what is never negative, lest a small change look like a large one.
-
-    Explained variance is cut at -1, below which it only says 'useless'.
-    """
+    """The span of the value axis: from 0 for what is never negative, lest a small change look like a large one."""
     low, high = min(values + [0.0]), max(values)
-    if key == "ppo/val/var_explained":
+    if key == "ppo/val/var_explained":  # below -1 it only says 'useless'
         low, high = max(low, -1.0), max(high, 0.0)
     if high - low <= 1e-9 * abs(low):  # one value only, zero or below
         low, high = (0.0, 1.0) if low == 0 else (low * 1.5, low * 0.5)
-    pad = (high - low) * 0.06
-    return low - pad, high + pad
+    return low - (high - low) * 0.06, high + (high - low) * 0.06
 
 
 def _ticks(low: float, high: float) -> list:
     """Three to six round numbers within [low, high]."""
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= (high - low) / 5 * 0.999)
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _path(points: list, x, y) -> str:
     """The d of an SVG path; None breaks the line, and a lone point becomes a dot (round caps)."""
-    parts, pen = [], "M"
-    for step, value in points:
-        if value is not None:
-            parts.append(f"{pen}{x(step):.1f} {y(value):.1f}" + ("h0" if pen == "M" else ""))
-        pen = "M" if value is None else "L"
-    return "".join(parts)
+    stretches = [list(group) for known, group in groupby(points, lambda point: point[1] is not None) if known]
+    return "".join(f"M{'L'.join(f'{x(step):.1f} {y(value):.1f}' for step, value in stretch)}h0" for stretch in stretches)
 
 
 def _chart(runs: list, key: str) -> str:
@@ -189,8 +151,7 @@ def _chart(runs: list, key: str) -> str:
         return ""
     targets = {kl_target(run.config) for run in runs} - {None} if key == "objective/kl" else set()
     low, high = _range(key, values + list(targets))
-    steps = [run.metrics[end]["step"] for run in runs for end in (0, -1)]
-    first, last = min(steps), max(steps)
+    first, last = min(run.metrics[0]["step"] for run in runs), max(run.metrics[-1]["step"] for run in runs)
 
     def x(step):
         return _LEFT + (_RIGHT - _LEFT) * ((step - first) / (last - first) if last > first else 0.5)
@@ -198,10 +159,9 @@ def _chart(runs: list, key: str) -> str:
     def y(value):
         return _TOP + (_BASE - _TOP) * (high - max(value, low)) / (high - low)
 
-    now, marks, label = "", "", f"{metric.title} by update"
-    for t in _ticks(low, high):
-        marks += (f'<path class="grid" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
-                  f'<text class="end" x="{_LEFT - 7}" y="{y(t) + 4:.1f}">{number(t, ".4g")}</text>')
+    now, label = "", f"{metric.title} by update"
+    marks = "".join(f'<path class="grid" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/><text class="end" x="{_LEFT - 7}" '
+                    f'y="{y(t) + 4:.1f}">{number(t, ".4g")}</text>' for t in _ticks(low, high))
     for step in sorted({first, (first + last) // 2, last}):
         marks += f'<text class="mid" x="{x(step):.1f}" y="{_H - 6}">{step:,}</text>'
     for i, (run, curve) in enumerate(zip(runs, curves)):
@@ -210,71 +170,55 @@ def _chart(runs: list, key: str) -> str:
         marks += f'<g class="curve r{i % _COLOURS}"><path d="{_path(curve, x, y)}"/>{dot}</g>'
         now += f'<b class="r{i % _COLOURS}" title="{_text(run.name)}">{number(value)}</b>'
         label += f"; {run.name}: last {number(value)}"
-    for t in sorted(targets):
-        marks += (f'<path class="target" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
-                  f'<text class="end" x="{_RIGHT}" y="{y(t) - 5:.1f}">target {number(t)}</text>')
+    marks += "".join(f'<path class="target" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
+                     f'<text class="end" x="{_RIGHT}" y="{y(t) - 5:.1f}">target {number(t)}</text>' for t in sorted(targets))
     data = {"box": [_LEFT, _RIGHT, _TOP, _BASE], "steps": [first, last],
             "curves": [[(step, _short(value)) for step, value in curve] for curve in curves]}
-    what = escape(metric.what[0].upper() + metric.what[1:])
     return f"""
 <figure><figcaption><h4>{_text(metric.title)}</h4><span class="now">{now}</span></figcaption>
 <svg viewBox="0 0 {_W} {_H}" role="img" aria-label="{_text(label)}" data-chart="{escape(json.dumps(data))}">
 {marks}<path class="cursor" d=""/><text class="at mid" y="{_H - 6}"></text></svg>
 <p>{escape(metric.healthy)}</p>
-<details><summary>What it is</summary><p>{what}. {escape(metric.moves)}</p>
+<details><summary>What it is</summary><p>{escape(metric.what[0].upper() + metric.what[1:])}. {escape(metric.moves)}</p>
 <code>{_text(key)} = {escape(metric.formula)}</code></details></figure>"""
 
 
 def _curves(runs: list) -> str:
     """The headline curves, and all others folded away, group by group."""
     logged = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
-    parts = [key for key in logged if key.startswith("score/")]
-    headlines = [_HEADLINES[0], *parts, *_HEADLINES[1:]]
-    others = ""
-    known = {key: metric.group for key in logged if (metric := metric_of(key)) and key not in headlines}
-    for group, title in GROUPS.items():
-        charts = "".join(_chart(runs, key) for key in known if known[key] == group)
-        others += f'<h3>{title}</h3><div class="charts">{charts}</div>' if charts else ""
+    headlines = [_HEADLINES[0], *(key for key in logged if key.startswith("score/")), *_HEADLINES[1:]]
+    groups = {title: "".join(_chart(runs, key) for key in logged if key not in headlines and (metric := metric_of(key))
+                             and metric.group == group) for group, title in GROUPS.items()}
+    others = "".join(f'<h3>{title}</h3><div class="charts">{charts}</div>' for title, charts in groups.items() if charts)
     return (f'<div class="charts">{"".join(_chart(runs, key) for key in headlines)}</div>'
             f'<details class="fold"><summary>All other metrics</summary>{others or "<p>None.</p>"}</details>')
-
-
-# ---- samples ----
-
-_SHOWN = 5  # samples of one update in the table
 
 
 def _samples(run: Run) -> str:
     """A table of samples at the start, in the middle and at the end of a run."""
     steps = sorted({row["step"] for row in run.samples})
-    stages = {steps[at]: name for at, name in ((len(steps) // 2, "Middle"), (0, "Start"), (-1, "End")) if steps}
-    body = ""
+    if not steps:
+        return "<p>None written.</p>"
+    stages = {steps[at]: name for at, name in ((len(steps) // 2, "Middle"), (0, "Start"), (-1, "End"))}
+    head = "".join(f'<th scope="col">{title}</th>' for title in ("Query and response", "Score", "KL"))
+    table = f'<table class="samples"><thead><tr>{head}</tr></thead>'
     for step in sorted(stages):
         rows = [row for row in run.samples if row["step"] == step]
         few = f", showing {_SHOWN} of {len(rows)}" if len(rows) > _SHOWN else ""
-        body += f'<tbody><tr><th colspan="3" scope="rowgroup">{stages[step]} <span>update {step}{few}</span></th></tr>'
+        table += f'<tbody><tr><th colspan="3" scope="rowgroup">{stages[step]} <span>update {step}{few}</span></th></tr>'
         for row in rows[:_SHOWN]:
             parts = " · ".join(f"{name} {number(finite(value))}" for name, value in row.get("parts", {}).items())
-            body += (f'<tr><td><bdi class="query">{_text(row["query"])}</bdi><bdi>{_text(row["response"])}</bdi>'
-                     f'<small>{_text(parts)}</small></td><td>{number(finite(row.get("score")), ".2f")}</td>'
-                     f'<td>{number(finite(row.get("kl")), ".2f")}</td></tr>')
-        body += "</tbody>"
-    head = '<th scope="col">Query and response</th><th scope="col">Score</th><th scope="col">KL</th>'
-    table = f'<table class="samples"><thead><tr>{head}</tr></thead>{body}</table>'
-    left = f'<p class="lead left">Left out: samples of {len(steps) - len(stages)} updates between these.</p>' if len(steps) > 3 else ""
-    return table + left if body else "<p>None written.</p>"
-
-
-# ---- token trace ----
-
-_FIRST = "kl"  # what is coloured at first, and without JavaScript
-_KEPT = 60  # updates of a followed response that the page carries
+            score, kl = (number(finite(row.get(key)), ".2f") for key in ("score", "kl"))
+            table += (f'<tr><td><bdi class="query">{_text(row["query"])}</bdi><bdi>{_text(row["response"])}</bdi>'
+                      f'<small>{_text(parts)}</small></td><td>{score}</td><td>{kl}</td></tr>')
+        table += "</tbody>"
+    left = f'<p class="lead left">Left out: samples of {len(steps) - 3} updates between these.</p>' if len(steps) > 3 else ""
+    return f"{table}</table>{left}"
 
 
 def _short(value) -> "float | None":
     """Five digits are enough for a colour and a label, and keep the page small."""
-    value = finite(value)
-    return None if value is None else float(f"{value:.5g}")
+    return finite(value) and float(f"{finite(value):.5g}")
 
 
 def _traces(runs: list) -> list:
@@ -292,46 +236,38 @@ def _traces(runs: list) -> list:
     return traces
 
 
-def _scales(traces: list) -> dict:
-    """The value of the deepest colour, over all updates and runs, shared by quantities that one compares."""
-    scales = {q: max((abs(v or 0) for trace in traces for row in trace["values"][q] for v in row), default=0)
-              for q in _QUANTITIES}
-    for one, other in (("logprob", "ref_logprob"), ("value", "return")):
-        scales[one] = scales[other] = max(scales[one], scales[other])
-    return scales
-
-
 def _chip(text: str, value: "float | None", scale: float, title: str = "") -> str:
     """A coloured token over its number; depth follows the square root, so small values show beside a large one."""
     sign = "" if not value else " pos" if value > 0 else " neg"
     depth = math.sqrt(abs(value or 0) / (scale or 1))
-    return (f'<span class="tok{sign}" style="--a:{depth:.2f}" title="{title}">{text}'
-            f'<small>{number(value, ".2f")}</small></span>')
-
-
-def _trace_block(trace: dict, runs: list, scale: float) -> str:
-    """One followed response at the last update: each token coloured, its number under it, all numbers as title."""
-    chips = ""
-    for k, token in enumerate(trace["token"]):
-        text, last = _text(token, "·"), {q: rows[-1][k] for q, rows in trace["values"].items()}
-        numbers = ", ".join(f"{name} {number(last[q])}" for q, name in _QUANTITIES.items())
-        chips += _chip(text, last[_FIRST], scale, f"“{text}” at update {trace['steps'][-1]}: {numbers}")
-    return f"""
-<article class="trace"><header>{_name(runs, trace["run"])}<bdi class="query">{_text(trace["query"])}</bdi>
-<span class="when">score {number(trace["score"])} · update {trace["steps"][-1]}</span></header>
-<p class="tokens">{chips}</p>
-<div class="detail"><p aria-live="polite">Point at a token to read all its numbers.</p></div></article>"""
+    said = number(value, ".2f")
+    return f'<span class="tok{sign}" style="--a:{depth:.2f}" title="{title}">{text}<small>{said}</small></span>'
 
 
 def _trace(runs: list) -> str:
-    """The followed responses: controls, legend, one block a response, and the data for the script."""
+    """The followed responses at their last updates, all numbers as titles; controls, legend, and the data for the script."""
     traces = _traces(runs)
     if not traces:
         return "<p>No response was followed.</p>"
-    scales = _scales(traces)
+    scales = {q: max((abs(v or 0) for trace in traces for row in trace["values"][q] for v in row), default=0)
+              for q in _QUANTITIES}  # of the deepest colour, over all updates and runs
+    for one, other in (("logprob", "ref_logprob"), ("value", "return")):  # which one compares
+        scales[one] = scales[other] = max(scales[one], scales[other])
+    scale, blocks = scales[_FIRST], ""
+    for trace in traces:
+        chips, step = "", trace["steps"][-1]
+        for k, token in enumerate(trace["token"]):
+            text, last = _text(token, "·"), {q: rows[-1][k] for q, rows in trace["values"].items()}
+            numbers = ", ".join(f"{name} {number(last[q])}" for q, name in _QUANTITIES.items())
+            chips += _chip(text, last[_FIRST], scale, f"“{text}” at update {step}: {numbers}")
+        blocks += f"""
+<article class="trace"><header>{_names(runs)[trace["run"]]}<bdi class="query">{_text(trace["query"])}</bdi>
+<span class="when">score {number(trace["score"])} · update {step}</span></header>
+<p class="tokens">{chips}</p>
+<div class="detail"><p aria-live="polite">Point at a token to read all its numbers.</p></div></article>"""
     radios = "".join(f'<label><input type="radio" name="q" value="{q}"{" checked" if q == _FIRST else ""}>'
                      f"<span>{name}</span></label>" for q, name in _QUANTITIES.items())
-    legend = "".join(_chip("", share * scales[_FIRST], scales[_FIRST]) for share in (-1, -0.25, 0, 0.25, 1))
+    legend = "".join(_chip("", share * scale, scale) for share in (-1, -0.25, 0, 0.25, 1))
     most = max(trace["rows"] for trace in traces)
     few = f' <p class="lead left">Showing {_KEPT} of {most} updates, evenly apart.</p>' if most > _KEPT else ""
     data = json.dumps({"names": _QUANTITIES, "scales": scales, "traces": traces}).replace("<", "\\u003c")
@@ -340,37 +276,26 @@ def _trace(runs: list) -> str:
 <label class="slide">Update <output></output><input type="range" name="at" min="0" value="0"></label></form>
 <p class="legend"><noscript>{_QUANTITIES[_FIRST]} </noscript><span id="legend">{legend}</span>
 blue below zero, orange above</p>{few}
-<div class="traces">{"".join(_trace_block(trace, runs, scales[_FIRST]) for trace in traces)}</div>
-<script type="application/json" id="data">{data}</script>"""
-
-
-# ---- the page ----
-
-
-def _facts(run: Run) -> dict:
-    """What the run was: names and texts."""
-    given, target = settings(run.config), kl_target(run.config)
-    seconds = sum(value for _, value in series(run.metrics, "seconds"))
-    facts = {"": given.get("model"), "reward": given.get("reward"),
-             "updates": f"{len(run.metrics)} of {given.get('steps', '?')}", "batch": given.get("batch_size"),
-             "learning rate": given.get("learning_rate"), "KL target": target and number(target),
-             "fixed KL coefficient": given.get("init_kl_coef") if target is None else None, "seed": given.get("seed"),
-             "time": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"}
-    return {name: str(value) for name, value in facts.items() if value is not None}
+<div class="traces">{blocks}</div><script type="application/json" id="data">{data}</script>"""
 
 
 def _heads(runs: list) -> str:
     """The facts: what all runs share once, then the runs with what they differ in, under colours that stay in sight."""
-    facts = [_facts(run) for run in runs]
+    facts, heads = [], ""
+    for run in runs:
+        given, target = settings(run.config), kl_target(run.config)
+        seconds = sum(value for _, value in series(run.metrics, "seconds"))
+        told = {"": given.get("model"), "reward": given.get("reward"),
+                "updates": f"{len(run.metrics)} of {given.get('steps', '?')}", "batch": given.get("batch_size"),
+                "learning rate": given.get("learning_rate"), "KL target": target and number(target),
+                "fixed KL coefficient": given.get("init_kl_coef") if target is None else None, "seed": given.get("seed"),
+                "time": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"}
+        facts.append({name: str(value) for name, value in told.items() if value is not None})
     shared = {name: value for name, value in facts[0].items() if all(one.get(name) == value for one in facts)}
-
-    def line(one, name=""):
-        spans = "".join(f"<span>{key} <b>{_text(value)}</b></span>" for key, value in one.items())
-        return f'<p class="facts">{name}{spans}</p>' if name or spans else ""
-    if len(runs) == 1:
-        return line(shared)
-    own = [{key: value for key, value in one.items() if key not in shared} for one in facts]
-    return line(shared) + "".join(line(one, _name(runs, i)) for i, one in enumerate(own))
+    for name, one in zip(["", *_names(runs)], [shared, *facts]):
+        spans = "".join(f"<span>{k} <b>{_text(v)}</b></span>" for k, v in one.items() if one is shared or k not in shared)
+        heads += f'<p class="facts">{name}{spans}</p>' if name or spans else ""
+    return heads
 
 
 def _tiles(runs: list) -> str:
@@ -385,61 +310,23 @@ def _tiles(runs: list) -> str:
 
 def _configuration(runs: list) -> str:
     """Every setting: those in which the runs differ beside each other, in bold, then once what they share."""
-    given, differing, shared = [settings(run.config) for run in runs], "", ""
+    given, rows = [settings(run.config) for run in runs], {True: "", False: ""}
     for key in dict.fromkeys(key for one in given for key in one):
-        cells = [json.dumps(one[key], ensure_ascii=False) if key in one else "–" for one in given]
-        if len(set(cells)) == 1:
-            shared += f"<tr><th>{_text(key)}</th><td>{_text(cells[0])}</td></tr>"
-        else:
-            differing += (f'<tr class="differs"><th>{_text(key)}</th>'
-                          f'{"".join(f"<td>{_text(cell)}</td>" for cell in cells)}</tr>')
-    names = "".join(f"<th>{_name(runs, i)}</th>" for i in range(len(runs)))
-    if differing:
-        differing = f'<div class="wide"><table class="config"><tr><th></th>{names}</tr>{differing}</table></div>'
-    shared = f'{"<h3>The same in all</h3>" if len(runs) > 1 else ""}<table class="config">{shared}</table>'
+        cells = [_text(json.dumps(one[key], ensure_ascii=False)) if key in one else "–" for one in given]
+        same = len(set(cells)) == 1
+        told = "".join(f"<td>{cell}</td>" for cell in cells[:1 if same else None])
+        rows[same] += f'<tr class="{"same" if same else "differs"}"><th>{_text(key)}</th>{told}</tr>'
+    head = "".join(f"<th>{name}</th>" for name in ["", *_names(runs)])
+    differing = rows[False] and f'<div class="wide"><table class="config"><tr>{head}</tr>{rows[False]}</table></div>'
+    shared = f'{"<h3>The same in all</h3>" if len(runs) > 1 else ""}<table class="config">{rows[True]}</table>'
     return f'<details class="fold"><summary>Configuration</summary>{differing}{shared}</details>'
 
 
 def _each(runs: list, body) -> str:
     """body(run) for every run, side by side under its name where there are several."""
-    cards = ""
-    for i, run in enumerate(runs):
-        name = f'<h3 class="run">{_name(runs, i)}</h3>' if len(runs) > 1 else ""
-        cards += f'<div class="card">{name}{body(run)}</div>'
+    heads = [f'<h3 class="run">{name}</h3>' if name else "" for name in _names(runs)]
+    cards = "".join(f'<div class="card">{head}{body(run)}</div>' for head, run in zip(heads, runs))
     return f'<div class="runs">{cards}</div>'
-
-
-def _found(run: Run) -> str:
-    return f'<ul>{"".join(f"<li>{_text(line)}</li>" for line in findings(run.metrics, run.config))}</ul>'
-
-
-def _page(runs: list, live: int) -> str:
-    """The whole document. Its content policy forbids every request and every script but its own."""
-    again = f'<meta http-equiv="refresh" content="{live}">' if live else ""
-    written = f" · updated at {time.strftime('%H:%M:%S')}, looks again every {live} s while the run goes on" if live else ""
-    style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    ours = b64encode(sha256(script.encode()).digest()).decode()
-    names, several = [_text(run.name) for run in runs], len(runs) > 1
-    title = " and ".join(names) if len(runs) < 3 else f"{len(runs)} runs"
-    heading = " and ".join(f"<bdi>{name}</bdi>" for name in names) if len(runs) < 3 else title
-    key = f'<nav class="key">{"".join(_name(runs, i) for i in range(len(runs)))}</nav>' if several else ""
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{ours}'">
-{again}<meta name="color-scheme" content="light dark"><title>{title} · minippo</title><style>{style}</style></head>
-<body{' class="several"' if several else ""}><main>
-<header><p class="eyebrow">minippo run report{written}</p><h1>{heading}</h1>{_heads(runs)}</header>{key}{_tiles(runs)}
-<section><h2>Findings</h2>{_each(runs, _found)}</section>
-<section><h2>Curves</h2><p class="lead">Under each curve: what a healthy run looks like.</p>
-{_curves(runs)}</section>
-<section><h2>Samples</h2><p class="lead">Grey is the query, the rest is the policy's.</p>
-{_each(runs, _samples)}</section>
-<section><h2>Token trace</h2><p class="lead">The same responses, evaluated again under the policy of each shown
-update. The number under a token is its own; · is a space, ⏎ a line end.</p>
-{_trace(runs)}</section>
-{_configuration(runs)}</main><script>{script}</script></body></html>
-"""
 
 
 def write_report(run_dir, *more_dirs, out=None, live=0) -> Path:
@@ -449,10 +336,30 @@ def write_report(run_dir, *more_dirs, out=None, live=0) -> Path:
     live: of a run that goes on: seconds after which an open page loads itself again; 0, of one that is over: never.
     Raises FileNotFoundError for a folder without metrics or config, ValueError for files that are not a run's, by line.
     """
-    folders = [run_dir, *more_dirs]
-    runs = [_read_run(folder) for folder in folders]
+    runs = [_read_run(folder) for folder in (run_dir, *more_dirs)]
     if len({run.name for run in runs}) < len(runs):
-        runs = [run._replace(name=str(folder)) for run, folder in zip(runs, folders)]
+        runs = [run._replace(name=str(folder)) for run, folder in zip(runs, (run_dir, *more_dirs))]
+    again = f'<meta http-equiv="refresh" content="{live}">' if live else ""
+    written = f" · updated at {time.strftime('%H:%M:%S')}, looks again every {live} s while the run goes on" if live else ""
+    style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    ours = b64encode(sha256(script.encode()).digest()).decode()
+    title = " and ".join(_text(run.name) for run in runs) if len(runs) < 3 else f"{len(runs)} runs"
+    found = _each(runs, lambda run: f"<ul><li>{'</li><li>'.join(map(_text, findings(run.metrics, run.config)))}</li></ul>")
+    heading = " and ".join(f"<bdi>{_text(run.name)}</bdi>" for run in runs) if len(runs) < 3 else title
+    key = f'<nav class="key">{"".join(_names(runs))}</nav>' if len(runs) > 1 else ""
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{ours}'">{again}
+<meta name="color-scheme" content="light dark"><title>{title} · minippo</title><style>{style}</style></head>
+<body{' class="several"' if len(runs) > 1 else ""}><main>
+<header><p class="eyebrow">minippo run report{written}</p><h1>{heading}</h1>{_heads(runs)}</header>{key}{_tiles(runs)}
+<section><h2>Findings</h2>{found}</section>
+<section><h2>Curves</h2><p class="lead">Under each curve: what a healthy run looks like.</p>{_curves(runs)}</section>
+<section><h2>Samples</h2><p class="lead">Grey is the query, the rest is the policy's.</p>{_each(runs, _samples)}</section>
+<section><h2>Token trace</h2><p class="lead">The same responses, evaluated again under the policy of each shown
+update. The number under a token is its own; · is a space, ⏎ a line end.</p>{_trace(runs)}</section>
+{_configuration(runs)}</main><script>{script}</script></body></html>"""
     path = Path(out) if out else Path(run_dir) / ("comparison.html" if more_dirs else "report.html")
-    write_text(path, _page(runs, live))
+    write_text(path, page)
     return path

@@ -20,15 +20,11 @@ HELP = f"""\
 {HIGHEST} is the best, {LOWEST} the worst, 0 neutral; 3.5 and 3,5 are ratings, too
 u, undo   take the rating before this one back, within its batch
 s, stop   end the run; the ratings are saved, and --resume does not ask for them again
-?, help   this text
 """
 
 
 class StopRun(Exception):
-    """The person at the terminal ends the run: save and exit.
-
-    signum: the signal that asked for it (the exit status is then 128 + signum), or None.
-    """
+    """The person at the terminal ends the run: save and exit, with status 128 + signum where a signal asked for it."""
 
     def __init__(self, reason, signum=None):
         super().__init__(reason)
@@ -42,17 +38,15 @@ def visible(text: str) -> str:
 
 @contextmanager
 def _signals_stop_the_run():
-    """Within, SIGINT, SIGTERM and SIGHUP, a closed terminal, raise StopRun.
+    """Within, SIGINT, SIGTERM and SIGHUP (a closed terminal) raise StopRun: after a flag it would still wait for an answer.
 
-    A handler that only sets a flag would leave the program waiting for an answer. Only the main
-    thread may set handlers; in any other, signals keep their meaning. What is ignored stays ignored.
+    Only the main thread may set handlers; in any other, signals keep their meaning. What is ignored stays ignored.
     """
     def stop(signum, frame):
         raise StopRun(f"{signal.Signals(signum).name} at the terminal", signum)
 
-    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        wanted = []
+    in_main = threading.current_thread() is threading.main_thread()
+    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if in_main and hasattr(signal, name)]
     before = {signum: signal.signal(signum, stop) for signum in wanted
               if signal.getsignal(signum) is not signal.SIG_IGN}        # nohup, a job in the background
     try:
@@ -62,31 +56,19 @@ def _signals_stop_the_run():
             signal.signal(signum, handler or signal.SIG_DFL)
 
 
-# --- the file of ratings --------------------------------------------------------------------------
-
-_TEXT, _NUMBER = rb'(?:[^"\\]|\\.)*\\?', rb"[-+.0-9e]*"
-
-
-def _torn(tail):
-    """Return whether these bytes begin a line as `_keep` writes it, without its end."""
-    for words, content in ((b'{"query": "', _TEXT), (b'", "response": "', _TEXT), (b'", "score": ', _NUMBER)):
-        if len(tail) <= len(words):
-            return words.startswith(tail)
-        if not tail.startswith(words):
-            return False
-        tail = re.sub(b"^" + content, b"", tail[len(words):])
-    return not tail
+_FORM = b'{"query": "", "response": "", "score": '                      # of a line of ours, less what varies: texts, number
+_VARIES = re.compile(rb'(?<=[ye]": ")(?:[^"\\]|\\.)*\\?|(?<=score": )[-+.0-9e]+$')
 
 
 def _read_ratings(path):
     """Return {(query, response): score} of a file of ratings, the later line where two disagree.
 
-    Half a line of ours at its end, which a kill may leave, is cut off. Any other line that is no
-    rating is a ValueError, and the file stays as it is: it may be somebody's own.
+    Half a line of ours at its end, which a kill may leave, is cut off. Any other line that is no rating
+    is a ValueError, and the file stays as it is: it may be somebody's own.
     """
     raw = path.read_bytes() if path.exists() else b""
     *lines, tail = raw.split(b"\n")
-    whole = bool(tail) and not _torn(tail)                               # whole, but for its newline
+    whole = not _FORM.startswith(_VARIES.sub(b"", tail))                # whole, but for its newline
     ratings = {}
     for number, line in enumerate(lines + [tail] * whole, start=1):
         try:
@@ -98,48 +80,45 @@ def _read_ratings(path):
             raise ValueError(f"{path}, line {number}: not a rating from {LOWEST} to {HIGHEST} ({type(error).__name__}: "
                              f"{error}); mend that line, or move the file away if it is not of a run") from error
         ratings[query, response] = score
-    if tail:
-        with open(path, "r+b") as file:
-            file.seek(len(raw) - len(tail))
-            file.write((tail + b"\n") * whole)
-            file.truncate()
+    with open(path, "ab") as file:                                      # if it cannot be written, then it fails now
+        if whole:
+            file.write(b"\n")
+        elif tail:
+            file.truncate(len(raw) - len(tail))
     return ratings
 
-
-# --- the person -----------------------------------------------------------------------------------
 
 class HumanReward:
     """A score function that asks a person: a rating from -5 (worst) to 5 (best), 0 is neutral.
 
-    `u` goes back to the rating before, in the same batch; `s` and the end of the input raise
-    StopRun, and so do SIGINT, SIGTERM and SIGHUP while it waits. Every rating is on the disk before
-    the next question, a line {"query", "response", "score"} of the file `path`. What is rated there
-    is not asked again.
+    `u` goes back to the rating before, in the same batch; `s` and the end of the input raise StopRun,
+    and so do SIGINT, SIGTERM and SIGHUP while it waits. Every rating is on the disk before the next
+    question, in the file `path`. What is rated there is not asked again.
     """
 
     def __init__(self, path: str | Path, input=None, output=None):
         self.path = Path(path)
         self.input, self.output = input or sys.stdin, output or sys.stdout
         self.ratings = _read_ratings(self.path)                         # (query, response) -> score
-        open(self.path, "ab").close()                                   # if it fails, then now
 
     def __call__(self, queries: list[str], responses: list[str]) -> list[float]:
         pairs = list(zip(queries, responses))
         unrated = [pair for pair in dict.fromkeys(pairs) if pair not in self.ratings]
-        if known := sum(pair in self.ratings for pair in pairs):
-            with suppress(StopRun):                                     # nothing is asked here
-                self._say(f"\n{known} of {len(pairs)} responses are rated already, in {self.path}\n")
         try:
+            if known := sum(pair in self.ratings for pair in pairs):
+                self._say(f"\n{known} of {len(pairs)} responses are rated already, in {self.path}\n")
             self._rate(unrated)
         except StopRun as stop:
-            raise StopRun(f"{stop}; ratings kept in {self.path}: {len(self.ratings)}", stop.signum) from stop
+            if unrated:                                                 # else nobody need be asked
+                raise StopRun(f"{stop}; ratings kept in {self.path}: {len(self.ratings)}", stop.signum) from stop
         return [self.ratings[pair] for pair in pairs]
 
     def _rate(self, unrated):
         """Ask for the ratings of these pairs, one after the other."""
         done = 0
         while done < len(unrated):
-            self._show(unrated[done], f"{done + 1} of {len(unrated)}")
+            query, response = (visible(text).replace("\n", "\n          ") for text in unrated[done])
+            self._say(f"\n[{done + 1} of {len(unrated)}]\nquery:    {query}\nresponse: {response}\n")
             rating = self._ask()
             if rating is not None:
                 self._keep(unrated[done], rating)
@@ -151,57 +130,37 @@ class HumanReward:
                 self._say("nothing to undo: this is the first of its batch\n")
 
     def _ask(self):
-        """Ask until the answer makes sense; return the rating, or None for undo."""
+        """Return the rating, or None for undo, asking until the answer makes sense."""
         while True:
-            answer = self._answer(PROMPT)
+            with _signals_stop_the_run():                               # before a person can answer
+                line = self._say(PROMPT, then=self.input.readline)
+            answer = line.strip().lower()
+            if not line or answer in ("s", "stop"):
+                raise StopRun("stopped at the terminal" if line else "the input has ended")
             if answer in ("u", "undo"):
                 return None
-            if answer in ("s", "stop"):
-                raise StopRun("stopped at the terminal")
-            if answer in ("?", "help"):
-                self._say(HELP)
-                continue
-            try:
+            with suppress(ValueError):
                 rating = float(answer.replace(",", ".", 1))
-            except ValueError:
-                self._say(f"{answer!r} is not a number, u, s or ?\n")
-                continue
-            if LOWEST <= rating <= HIGHEST:                             # False for nan
-                return rating
-            self._say(f"{answer} is not from {LOWEST} to {HIGHEST}\n")
+                if LOWEST <= rating <= HIGHEST:                         # False for nan
+                    return rating
+            self._say(HELP if answer in ("?", "help") else f"{answer!r} is not a number from {LOWEST} to {HIGHEST}\n")
 
-    def _answer(self, prompt):
-        """Return the next line of the input without the white space around it."""
-        with _signals_stop_the_run():                                   # before a person can answer
-            self._say(prompt)
-            try:
-                line = self.input.readline()
-            except UnicodeDecodeError:                                  # nonsense, but not the end
-                return "\ufffd"
-            except (OSError, ValueError) as error:                      # ValueError: a closed file
-                raise StopRun(f"the terminal is closed: {error}") from error
-        if not line:
-            raise StopRun("the input has ended")
-        return line.strip().lower()
-
-    def _show(self, pair, place):
-        query, response = (visible(text).replace("\n", "\n          ") for text in pair)
-        self._say(f"\n[{place}]\nquery:    {query}\nresponse: {response}\n")
-
-    def _say(self, text):
-        """Write to the output; a character that it cannot encode becomes an escape."""
+    def _say(self, text, then=lambda: None):
+        """Write to the output, a character that it cannot encode as an escape; return what `then` does."""
         encoding = getattr(self.output, "encoding", None) or "utf-8"
         try:
             self.output.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self.output.flush()
-        except (OSError, ValueError) as error:
+            return then()
+        except UnicodeDecodeError:                                      # typed nonsense, but not the end
+            return "\ufffd"
+        except (OSError, ValueError) as error:                          # ValueError: a closed file
             raise StopRun(f"the terminal is closed: {error}") from error
 
     def _keep(self, pair, rating):
         """Append one rating to the file."""
-        record = {"query": pair[0], "response": pair[1], "score": rating}
         with open(self.path, "ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
+            file.write(json.dumps({"query": pair[0], "response": pair[1], "score": rating}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self.ratings[pair] = rating

@@ -36,62 +36,45 @@ MODEL_CARD = """---
 tags: [gpt2, reward-model, rlhf, minippo]
 ---
 
-A reward model: GPT-2 and, in `reward_head.safetensors`, a linear head that reads a score at the last token of query + response.
+A reward model: GPT-2 and, in `reward_head.safetensors`, a linear head that reads a score at the end of query + response.
 
     from minippo import RewardModel
     RewardModel.from_pretrained("<this folder>").score(["This film"], [" was a delight."])
 """
 
 
-# --- the model -------------------------------------------------------------------------------------------------------
-
 class RewardModel(nn.Module):
     """GPT-2 and a linear head: score = gain * r_head(hidden state of the last token) + bias.
 
-    `dtype` is the precision of the blocks, see GPT2; weights and head are fp32. `tokenizer` turns texts into tokens for
-    `score` and for training; a model of token ids alone can do without (None).
+    trunk: the GPT-2 itself, or the sizes of a fresh one, whose blocks compute in `dtype`; weights and head are fp32.
+    tokenizer: turns texts into tokens for `score` and for training; None for a model of token ids alone.
     """
 
-    def __init__(self, config: GPT2Config, dtype: torch.dtype | None = None, generator: torch.Generator | None = None):
+    def __init__(self, trunk: GPT2 | GPT2Config, dtype: torch.dtype | None = None, generator: torch.Generator | None = None,
+                 tokenizer=None):
         super().__init__()
-        self.transformer = GPT2(config, dtype=dtype, generator=generator)
-        self.tokenizer = None
-        self.reset_head(generator)
-
-    def reset_head(self, generator: torch.Generator | None = None) -> None:
-        """A fresh head and gain 1, bias 0. Not zero like a value head: the trunk would get no gradient at first."""
-        C, device = self.config.n_embd, self.device
-        self.r_head = nn.Linear(C, 1)
+        self.transformer = trunk if isinstance(trunk, GPT2) else GPT2(trunk, dtype=dtype, generator=generator)
+        self.tokenizer, C = tokenizer, self.config.n_embd
+        if (known := getattr(tokenizer, "vocab_size", 0)) > self.config.vocab_size:
+            raise ValueError(f"the tokenizer has {known} tokens, the reward model {self.config.vocab_size}: give it its own")
+        self.r_head = nn.Linear(C, 1)           # not zero like a value head: the trunk would get no gradient at first
         nn.init.normal_(self.r_head.weight, std=1 / math.sqrt(C + 1), generator=generator)
         nn.init.zeros_(self.r_head.bias)
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("bias", torch.zeros(()))
-        self.to(device)
+        self.to(self.device)
 
     @classmethod
     def from_gpt2(cls, gpt2: GPT2, tokenizer=None, generator: torch.Generator | None = None) -> RewardModel:
-        """A fresh head on a copy of a language model, which stays as it is; the head's weights are drawn by `generator`."""
-        trunk = copy.deepcopy(gpt2).float().requires_grad_()      # a frozen reference can be the start, too
-        return cls._on(trunk, tokenizer, generator)
-
-    @classmethod
-    def _on(cls, trunk: GPT2, tokenizer, generator: torch.Generator | None = None) -> RewardModel:
-        if (known := getattr(tokenizer, "vocab_size", 0)) > trunk.config.vocab_size:
-            raise ValueError(f"the tokenizer has {known} tokens, the reward model {trunk.config.vocab_size}: give it the one that "
-                             "belongs to it")
-        with torch.device("meta"):                                 # shapes without memory; the trunk takes their place
-            model = cls(trunk.config)
-        model.transformer, model.tokenizer = trunk, tokenizer
-        model.reset_head(generator)
-        return model
+        """A fresh head, drawn by `generator`, on a copy of a language model, frozen or not, which stays as it is."""
+        return cls(copy.deepcopy(gpt2).float().requires_grad_(), generator=generator, tokenizer=tokenizer)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None,
                         dtype: torch.dtype | None = None) -> RewardModel:
         """Load a folder that save_pretrained wrote, with its tokenizer if it has one; on CUDA where there is one.
 
-        Raises:
-            FileNotFoundError: no such folder, or one without a reward head; ValueError: a damaged file, named.
+        FileNotFoundError: no such folder, or one without a reward head. ValueError: a damaged file, named.
         """
         folder = Path(folder)
         path = folder / HEAD_FILE
@@ -99,7 +82,7 @@ class RewardModel(nn.Module):
             raise FileNotFoundError(f"{folder} is no reward model: it has no {HEAD_FILE}; train one with "
                                     "`python -m minippo reward-model`")
         tokenizer = load_tokenizer(folder) if (folder / "vocab.json").is_file() else None
-        model = cls._on(GPT2.from_pretrained(folder, device=device, dtype=dtype), tokenizer)
+        model = cls(GPT2.from_pretrained(folder, device=device, dtype=dtype), tokenizer=tokenizer)
         stored, wanted = read_safetensors(path), model.head_state()
         for name in sorted(stored.keys() | wanted.keys()):
             got, expected = (tuple(x[name].shape) if name in x else "nothing" for x in (stored, wanted))
@@ -110,8 +93,8 @@ class RewardModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path, tokenizer=None) -> None:
         """Write the model folder, the head in a file of its own. In a folder that exists, other files stay as they are."""
-        save_model(folder, asdict(self.config), dict(self.transformer.named_parameters()), tokenizer=tokenizer or self.tokenizer,
-                   card=MODEL_CARD, more={HEAD_FILE: self.head_state()})
+        save_model(folder, asdict(self.config), dict(self.transformer.named_parameters()), card=MODEL_CARD,
+                   tokenizer=tokenizer or self.tokenizer, more={HEAD_FILE: self.head_state()})
 
     def head_state(self) -> dict[str, Tensor]:
         """The tensors of HEAD_FILE, in the model's own memory: r_head.weight (1, C), r_head.bias (1,), gain and bias ()."""
@@ -153,8 +136,7 @@ class RewardModel(nn.Module):
     def encode(self, text: str, max_tokens: int | None = None) -> Tensor:
         """The last `max_tokens` tokens of a text, at most n_positions (the default): the response stands at the end.
 
-        A text without a token is a single EOS. Query and response are encoded as one text, so that both training and
-        scoring meet the tokens that a text has when it is written in one go.
+        A text without a token is a single EOS. Query and response are encoded as one text, in training and in scoring.
         """
         if self.tokenizer is None:
             raise ValueError("this reward model has no tokenizer: set model.tokenizer, or pass one to from_gpt2")
@@ -170,16 +152,14 @@ class RewardModel(nn.Module):
     def normalize(self, sequences: Sequence[Tensor]) -> None:
         """Set gain and bias so that the scores of these reference samples have mean 0 and standard deviation 1.
 
-        "So the KL coefficient always has the same meaning" (lm-human-preferences, train_reward.py). Scores that are all
-        the same have no scale to measure: they get gain 1.
+        "So the KL coefficient always has the same meaning" (lm-human-preferences, train_reward.py). Equal scores get gain 1.
         """
         if len(sequences) == 0:
             raise ValueError("normalize: expected samples to measure the scores on, got none")
         raw = ((self.evaluate(sequences) - self.bias.cpu()) / self.gain.cpu()).double()       # r_head's own output
         mean, std = raw.mean().item(), raw.std(correction=0).item()
         if not math.isfinite(std):
-            raise FloatingPointError(f"normalize: the scores have mean {mean} and standard deviation {std}; the model's "
-                                     "weights hold NaN or infinity")
+            raise FloatingPointError(f"normalize: scores of mean {mean}, deviation {std}: the weights hold NaN or infinity")
         gain = 1 / std if std > 1e-6 * (1 + abs(mean)) else 1.0
         self.gain.fill_(gain)
         self.bias.fill_(-mean * gain)

@@ -1,7 +1,7 @@
 """Score functions: rules, functions of your own, a person at the terminal (human.py), weighted sums of them.
 
-A score function takes two lists of B texts, queries and responses, and returns B numbers, one for
-each response, the more the better. `parse_reward` makes one from what --reward says:
+A score function takes two lists of B texts, queries and responses, and returns B numbers, one for each response, the more
+the better. `parse_reward` makes one from what --reward says:
 
     rule:length                         a rule below: sentiment, length, no_repeat, full_stop
     model:runs/reward-model             the folder of a reward model
@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -53,12 +54,8 @@ def _words(text):
 
 def sentiment(queries: list[str], responses: list[str]) -> list[float]:
     """Good words minus bad words, as a share of both: -1 to 1; 0 where there are none."""
-    scores = []
-    for response in responses:
-        good = sum(word in GOOD_WORDS for word in _words(response))
-        bad = sum(word in BAD_WORDS for word in _words(response))
-        scores.append((good - bad) / max(1, good + bad))
-    return scores
+    counts = [[sum(word in known for word in _words(text)) for known in (GOOD_WORDS, BAD_WORDS)] for text in responses]
+    return [(good - bad) / max(1, good + bad) for good, bad in counts]
 
 
 def length(queries: list[str], responses: list[str], target: int = 12) -> list[float]:
@@ -67,106 +64,70 @@ def length(queries: list[str], responses: list[str], target: int = 12) -> list[f
 
 
 def no_repeat(queries: list[str], responses: list[str]) -> list[float]:
-    """Share of the pairs of neighbouring words that are new, 0 to 1.
-
-    0 where there is no pair: saying nothing must not be the way to repeat nothing.
-    """
-    scores = []
-    for response in responses:
-        words = _words(response)
-        pairs = list(zip(words, words[1:]))
-        scores.append(len(set(pairs)) / max(1, len(pairs)))
-    return scores
+    """Share of the pairs of neighbouring words that are new; 0 without a pair: silence is no way to repeat nothing."""
+    pairs = [list(zip(words, words[1:])) for words in map(_words, responses)]
+    return [len(set(found)) / max(1, len(found)) for found in pairs]
 
 
 def full_stop(queries: list[str], responses: list[str]) -> list[float]:
     """1 where the response ends with a full stop, one that is not part of "...", else 0."""
-    texts = [response.rstrip() for response in responses]
-    return [float(text.endswith(".") and not text.endswith("..")) for text in texts]
+    return [float(text.endswith(".") and not text.endswith("..")) for text in map(str.rstrip, responses)]
 
 
 RULES = {"sentiment": sentiment, "length": length, "no_repeat": no_repeat, "full_stop": full_stop}
 
 
-# --- what a score function returned ---------------------------------------------------------------
-
-def check_scores(scores, n: int, name: str, queries: list[str]) -> list[float]:
-    """Return what the score function `name` returned as a list of n floats, or raise RewardError.
-
-    Accepts lists and tensors (torch on any device, numpy) of real numbers; bools are 0 and 1.
-    """
+def check_scores(scores, name: str, queries: list[str]) -> list[float]:
+    """Return what the score function `name` gave, a list or any tensor of numbers, as a float a query; or RewardError."""
     values = scores.tolist() if hasattr(scores, "tolist") else scores
-    if isinstance(values, (str, bytes, Mapping, Set)) or not hasattr(values, "__iter__"):
-        got = f"{type(scores).__name__} {scores!r:.60}"
-        raise RewardError(f"reward {name}: expected {n} scores, got {got}")
-    values = list(values)
-    if len(values) != n:
-        raise RewardError(f"reward {name}: expected {n} scores, got {len(values)}")
+    no_list = isinstance(values, (str, bytes, Mapping, Set)) or not hasattr(values, "__iter__")
+    values = [] if no_list else list(values)
+    if no_list or len(values) != len(queries):
+        got = f"{type(scores).__name__} {scores!r:.60}" if no_list else len(values)
+        raise RewardError(f"reward {name}: expected {len(queries)} scores, got {got}")
     return [_finite(value, name, query) for value, query in zip(values, queries)]
 
 
 def _finite(value, name, query):
     """Return `value` as a float; raise RewardError unless it is one real number that fp32 holds."""
-    try:
+    with suppress(ValueError, RuntimeError, OverflowError):             # several elements; 10**400
         number = value.item() if hasattr(value, "item") else value      # 0-d tensors, numpy scalars
         if isinstance(number, Real) and abs(number) <= LARGEST:         # False for nan
             return float(number)
-    except (ValueError, RuntimeError, OverflowError):                   # several elements; 10**400
-        pass
-    got = f"{type(value).__name__} {value!r:.60}"
-    raise RewardError(f"reward {name}, query {query!r:.80}: expected a finite number, got "
-                      f"{got}; fp32, which keeps it, ends at {LARGEST:.2g}")
+    raise RewardError(f"reward {name}, query {query!r:.80}: expected a finite number, got {type(value).__name__} "
+                      f"{value!r:.60}; fp32, which keeps it, ends at {LARGEST:.2g}")
 
-
-def _score(name, score_fn, queries, responses):
-    """Call a score function and check what it returns; whatever it raises becomes a RewardError."""
-    try:
-        scores = score_fn(list(queries), list(responses))               # copies: it may change them
-        return check_scores(scores, len(queries), name, queries)        # inside: may be a generator
-    except (StopRun, RewardError):
-        raise
-    except BaseException as error:                                      # sys.exit(), too
-        batch = f"a batch of {len(queries)}, the first query {''.join(queries[:1])!r:.80}"
-        message = f"reward {name} raised {type(error).__name__}: {error} (scoring {batch})"
-        raise RewardError(message) from error
-
-
-# --- weighted sums --------------------------------------------------------------------------------
 
 class Reward:
     """A weighted sum of score functions, itself a score function. terms: [(weight, name, fn)]."""
 
     def __init__(self, terms: list[tuple[float, str, ScoreFn]]):
         self.terms = terms
-        self.names = [name for _, name, _ in terms]
 
     def parts(self, queries: list[str], responses: list[str]) -> tuple[list[float], dict]:
         """Return the scores, and each part's own, unweighted ones: {name: B floats}."""
-        parts = {name: _score(name, fn, queries, responses) for _, name, fn in self.terms}
-        scores = [sum(weight * parts[name][i] for weight, name, _ in self.terms)
-                  for i in range(len(queries))]
-        return check_scores(scores, len(queries), " + ".join(self.names), queries), parts
+        parts = {}
+        for _, name, score_fn in self.terms:
+            try:
+                scores = score_fn(list(queries), list(responses))       # copies: it may change them
+                parts[name] = check_scores(scores, name, queries)       # inside: may be a generator
+            except (StopRun, RewardError):
+                raise
+            except BaseException as error:                              # sys.exit(), too
+                batch = f"a batch of {len(queries)}, the first query {''.join(queries[:1])!r:.80}"
+                raise RewardError(f"reward {name} raised {type(error).__name__}: {error} (scoring {batch})") from error
+        total = [sum(weight * parts[name][i] for weight, name, _ in self.terms) for i in range(len(queries))]
+        return check_scores(total, " + ".join(parts), queries), parts
 
     def __call__(self, queries: list[str], responses: list[str]) -> list[float]:
         return self.parts(queries, responses)[0]
 
 
-_SOURCES = (f"known: {', '.join('rule:' + name for name in RULES)}, model:DIR, human, "
+_SOURCES = (f"known: {', '.join('rule:' + name for name in RULES)}, rule:length=WORDS (1 or more), model:DIR, human, "
             "module:function; + and - need a space before them")
 _TERM = re.compile(r"""(?: (?P<weight> (?: \d+\.?\d* | \.\d+ ) (?: [eE][+-]?\d+ )? ) \s* \* \s* )?
                        (?P<source> (?: "[^"]*" | [^\s"] )+ )""", re.VERBOSE)
-
-
-def _rule(text):
-    """Return the rule of this name; "length=24" is `length` with that target."""
-    name, equals, target = text.partition("=")
-    if name not in RULES:
-        raise ValueError(f"no rule {name!r}; {_SOURCES}")
-    if not equals:
-        return RULES[name]
-    if name != "length" or not re.fullmatch("[1-9][0-9]*", target):
-        raise ValueError(f"only rule:length=WORDS takes a number, 1 or more; got {text!r}")
-    return partial(length, target=int(target))
+_OWN = re.compile(r"(?!rule:|model:)[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")                  # module:function
 
 
 def _own_function(module_name, name):
@@ -176,8 +137,7 @@ def _own_function(module_name, name):
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:                            # whatever the module raises
-        raise ValueError(f"cannot import {module_name!r}, in this folder or installed "
-                         f"({type(error).__name__}: {error}); {_SOURCES}") from error
+        raise ValueError(f"cannot import {module_name!r} ({type(error).__name__}: {error}); {_SOURCES}") from error
     function = getattr(module, name, None)
     if not callable(function):
         has = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
@@ -185,22 +145,18 @@ def _own_function(module_name, name):
     return function
 
 
-def _is_own(source):
-    """Tell whether a source is module:function."""
-    kind, _, rest = source.partition(":")
-    return kind not in ("rule", "model") and all(map(str.isidentifier, [*kind.split("."), rest]))
-
-
 def _resolve(source, load_model, labels):
     """Return the score function that a source names."""
     kind, _, rest = source.partition(":")
     if source == "human":
         return HumanReward(labels)
-    if kind == "rule":
-        return _rule(rest)
+    if kind == "rule" and rest in RULES:
+        return RULES[rest]
+    if words := re.fullmatch("rule:length=([1-9][0-9]*)", source):
+        return partial(length, target=int(words[1]))
     if kind == "model" and rest:
         return load_model(rest)
-    if _is_own(source):
+    if _OWN.fullmatch(source):
         return _own_function(kind, rest)
     raise ValueError(f"no source {source!r}; {_SOURCES}")
 
@@ -214,32 +170,25 @@ def _terms(spec):
     terms, at = [], 0
     while at < len(spec.rstrip()) or not terms:
         sign = re.compile(r"\s+([+-])\s*" if terms else r"\s*([+-]?)\s*").match(spec, at)
-        if sign is None:
-            raise _spec_error(spec, at, "expected + or - after a space, then [number *] source")
-        term = _TERM.match(spec, sign.end())
-        if term is None:
-            raise _spec_error(spec, sign.end(), f"expected [number *] source; {_SOURCES}")
-        weight, source = float(term["weight"] or 1), term["source"].replace('"', "")
-        if not math.isfinite(weight):
-            raise _spec_error(spec, term.start("source"), f"the weight {term['weight']} is too large")
-        if source in [name for _, name, _ in terms]:
-            raise _spec_error(spec, term.start("source"), f"{source} is there twice; give it one weight")
-        terms.append((-weight if sign[1] == "-" else weight, source, term.start("source")))
-        at = term.end()
+        term = sign and _TERM.match(spec, sign.end())
+        if not term:
+            raise _spec_error(spec, sign.end() if sign else at, f"expected [number *] source, after + or -; {_SOURCES}")
+        weight, source, at = float(f"{sign[1]}{term['weight'] or 1}"), term["source"].replace('"', ""), term.end()
+        if math.isinf(weight) or source in [name for _, name, _ in terms]:
+            raise _spec_error(spec, term.start("source"), f"expected a weight that is finite, and {source} only once")
+        terms.append((weight, source, term.start("source")))
     return terms
 
 
 def own_functions(spec: str) -> list[str]:
     """Return the sources module:function in `spec`: those for which parse_reward imports code."""
-    return [source for _, source, _ in _terms(spec) if _is_own(source)]
+    return [source for _, source, _ in _terms(spec) if _OWN.fullmatch(source)]
 
 
 def parse_reward(spec: str, load_model: Callable[[str], ScoreFn], labels: str | Path) -> Reward:
-    """Make a Reward of terms `[number *] source`, joined by + or - with a space before it.
+    """Make a Reward of terms `[number *] source`, joined by + or - with a space before it; ValueError shows the column.
 
-    A source is rule:NAME, model:DIR, human or module:function; quote a DIR that has spaces.
-    load_model makes a score function of DIR; labels is the file for the ratings of `human`.
-    ValueError shows the column and lists what is known.
+    load_model makes a score function of a model's DIR, in quotes where it has spaces; labels: the file of `human`.
     """
     terms = []
     for weight, source, column in _terms(spec):

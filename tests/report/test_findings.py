@@ -99,7 +99,7 @@ def test_small_updates_are_no_fault_of_a_run_that_learns_or_moves():
 def test_explained_variance_of_noise_is_said_to_explain_nothing():
     """From the rollout's values it is a little below 0 on scores of pure noise, and 0.1 where something is predicted."""
     (line,) = findings(run_of(ppo__val__var_explained=lambda s: -0.05), CONFIG)
-    assert line.startswith("Explained variance negative late (mean −0.05") and "the score is noise to them" in line
+    assert line.startswith("Explained variance negative late (mean −0.05") and "the score is noise to the values" in line
     (line,) = findings(run_of(ppo__val__var_explained=lambda s: 0.1), CONFIG)
     assert line.startswith("Nothing unusual")
     (line,) = findings(run_of(ppo__val__var_explained=lambda s: 0.04, ppo__mean_scores=lambda s: s % 2), CONFIG)

@@ -163,7 +163,7 @@ def test_a_line_that_no_run_writes_is_one_clear_error(tmp_path, file, line):
 def test_a_config_that_is_no_runs_is_one_clear_error(tmp_path, config):
     run = make_run(tmp_path)
     (run / "config.json").write_text(config)
-    with pytest.raises(ValueError, match="config.json is not the config.json of a run: expected a JSON object"):
+    with pytest.raises(ValueError, match="config.json: expected a run's JSON object of settings, got "):
         write_report(run)
 
 
@@ -251,7 +251,7 @@ def test_gaps_and_single_updates_are_drawn(tmp_path):
     page = Page(write_report(make_run(tmp_path / "gaps", run_of(objective__kl=lambda s: kl.get(s, 1.0)))))
     chart = next(json.loads(c["data-chart"]) for c in page.having("data-chart") if c["aria-label"].startswith("KL to"))
     assert [value for _, value in chart["curves"][0][:6]] == [1.0, 1.0, None, None, None, 1.0]
-    assert report._path([(1, 0), (2, 1), (3, None), (4, 2)], float, float) == "M1.0 0.0h0L2.0 1.0M4.0 2.0h0"
+    assert report._path([(1, 0), (2, 1), (3, None), (4, 2)], float, float) == "M1.0 0.0L2.0 1.0h0M4.0 2.0h0"
     page = Page(write_report(make_run(tmp_path / "one", run_of()[:1], samples=[])))
     assert "1 of 20" in page.text and "None written." in page.text and "No response was followed." in page.text
 
@@ -331,7 +331,7 @@ def test_a_bad_line_in_the_middle_is_named(tmp_path):
     ("metrics.jsonl", None, FileNotFoundError, "not a run folder: it has no metrics.jsonl"),
     ("metrics.jsonl", "", ValueError, "holds no whole update yet"),
     ("metrics.jsonl", '{"step": 1, "pp', ValueError, "holds no whole update yet"),
-    ("config.json", "{", ValueError, "config.json is not the config.json of a run: expected a JSON object"),
+    ("config.json", "{", ValueError, "config.json: expected a run's JSON object of settings, got "),
 ])
 def test_a_folder_without_a_run_is_refused_before_anything_is_written(tmp_path, file, content, error, words):
     run = make_run(tmp_path / "run")

@@ -65,7 +65,7 @@ def test_help_explains_and_asks_again(tmp_path, answer):
 
 @pytest.mark.parametrize("answer, reason", [
     ("", "'' is not a number"), ("abc", "'abc' is not a number"), ("3 4", "'3 4' is not a number"),
-    ("6", "6 is not from -5 to 5"), ("-5.1", "-5.1 is not from"), ("nan", "nan is not from"), ("1,0,0", "is not a number"),
+    ("6", "'6' is not a number from -5 to 5"), ("-5.1", "'-5.1' is not a number from"), ("nan", "'nan' is not a number from"), ("1,0,0", "is not a number"),
 ])
 def test_nonsense_is_refused_with_the_reason_and_asked_again(tmp_path, answer, reason):
     path = tmp_path / "labels.jsonl"
@@ -153,7 +153,7 @@ def test_any_other_bad_line_is_an_error_and_stays(tmp_path, line):
     assert path.read_bytes() == content
 
 
-def record(query="q\u00e9", response='"\\ \n', score=-0.25):
+def record(query="q\u00e9: ", response='"\\ \n', score=-0.25):
     return json.dumps({"query": query, "response": response, "score": score}).encode()
 
 
@@ -305,7 +305,7 @@ def test_rating_at_a_terminal(terminal):
     terminal.type_when("'abc' is not a number", b"\n")
     terminal.type_when("'' is not a number", b"\xff\n")                 # not UTF-8
     terminal.type_when("is not a number", b"7\n")
-    terminal.type_when("7 is not from -5 to 5", b"1\n")
+    terminal.type_when("'7' is not a number from -5 to 5", b"1\n")
     terminal.type_when("[2 of 3]", b"u\n")
     terminal.type_when("[1 of 3]", b"2\n")
     terminal.type_when("[2 of 3]", b"-3\n")

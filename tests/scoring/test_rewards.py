@@ -49,7 +49,7 @@ def test_length_takes_a_target():
     torch.tensor([1.0, 2.0], dtype=torch.bfloat16, requires_grad=True),
 ])
 def test_numbers_of_all_kinds_become_floats(scores):
-    checked = check_scores(scores, 2, "mine", ["a", "b"])
+    checked = check_scores(scores, "mine", ["a", "b"])
     assert checked == [1.0, 2.0] and all(type(score) is float for score in checked)
 
 
@@ -57,7 +57,7 @@ def test_numbers_of_all_kinds_become_floats(scores):
 def test_scores_on_a_gpu_become_floats():
     scores = torch.tensor([1.0, 2.0], device="cuda")
     for form in (scores, list(scores)):
-        assert check_scores(form, 2, "mine", ["a", "b"]) == [1.0, 2.0]
+        assert check_scores(form, "mine", ["a", "b"]) == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("bad", [
@@ -66,16 +66,16 @@ def test_scores_on_a_gpu_become_floats():
 ])
 def test_anything_else_is_refused_by_function_and_query(bad):
     with pytest.raises(RewardError, match="reward mine, query 'second': expected a finite number, got"):
-        check_scores([1.0, bad], 2, "mine", ["first", "second"])
+        check_scores([1.0, bad], "mine", ["first", "second"])
 
 
 def test_the_wrong_number_of_scores_is_refused():
     for scores in ([1.0] * 7, torch.ones(7), np.ones((7, 8))):
         with pytest.raises(RewardError, match="reward mine: expected 8 scores, got 7"):
-            check_scores(scores, 8, "mine", ["q"] * 8)
+            check_scores(scores, "mine", ["q"] * 8)
     for scores in (None, 1.0, "12345678", {}, {1.0}, frozenset({1.0}), {1.0: 1}.keys(), torch.tensor(1.0)):
         with pytest.raises(RewardError, match="reward mine: expected 8 scores, got [a-zA-Z_]+ "):
-            check_scores(scores, 8, "mine", ["q"] * 8)
+            check_scores(scores, "mine", ["q"] * 8)
 
 
 def failing(queries, responses):
@@ -107,17 +107,17 @@ def test_whatever_a_reward_raises_is_its_error(error):
 
 def test_a_module_that_ends_the_program_when_it_is_imported_is_named(parse, tmp_path):
     (tmp_path / "quitting.py").write_text("import sys; sys.exit(0)")
-    with pytest.raises(ValueError, match="cannot import 'quitting', .*SystemExit: 0"):
+    with pytest.raises(ValueError, match="cannot import 'quitting' .*SystemExit: 0"):
         parse("quitting:score")
 
 
 @pytest.mark.parametrize("score, ok", [(3.4e38, True), (-3.4e38, True), (3.5e38, False), (1e39, False), (10**400, False)])
 def test_a_score_must_fit_into_fp32(score, ok):
     if ok:
-        assert check_scores([score], 1, "mine", ["q"]) == [score]
+        assert check_scores([score], "mine", ["q"]) == [score]
     else:
         with pytest.raises(RewardError, match="expected a finite number, got .*; fp32, which keeps it, ends at 3.4e\\+38"):
-            check_scores([score], 1, "mine", ["q"])
+            check_scores([score], "mine", ["q"])
 
 
 def test_a_reward_cannot_change_the_batch():
@@ -151,23 +151,23 @@ def parse(tmp_path, monkeypatch):
 ])
 def test_good_specs(parse, spec, weights, names):
     reward = parse(spec)
-    assert [weight for weight, _, _ in reward.terms] == weights and reward.names == names
+    assert [weight for weight, _, _ in reward.terms] == weights and [name for _, name, _ in reward.terms] == names
 
 
 @pytest.mark.parametrize("spec, column, problem", [
     ("", 1, r"expected \[number \*\] source"),
     ("rule:length + ", 15, r"expected \[number \*\] source"),
-    ("rule:length rule:no_repeat", 12, "expected . or -"),
-    ("rule:length * 2", 12, "expected . or -"),
-    ("0.5*rule:lenght", 5, "no rule 'lenght'; known: rule:sentiment, rule:length"),
+    ("rule:length rule:no_repeat", 12, "after . or -"),
+    ("rule:length * 2", 12, "after . or -"),
+    ("0.5*rule:lenght", 5, "no source 'rule:lenght'; known: rule:sentiment, rule:length"),
     ("rule:length+0.2*human", 1, "need a space before"),
-    ("2*rule:length=0", 3, "1 or more; got 'length=0'"),
-    ("rule:sentiment=3", 1, "only rule:length"),
+    ("2*rule:length=0", 3, "no source 'rule:length=0'; known: .*rule:length=WORDS .1 or more"),
+    ("rule:sentiment=3", 1, "no source 'rule:sentiment=3'; known: "),
     ("rule:length + nonsense", 15, "no source 'nonsense'; known: .*human"),
     ("0.5*", 1, "no source '0.5"),
     ("model:", 1, "no source 'model:'"),
-    ("1e999*rule:length", 7, "too large"),
-    ("rule:length - rule:length", 15, "twice"),
+    ("1e999*rule:length", 7, "a weight that is finite"),
+    ("rule:length - rule:length", 15, "rule:length only once"),
     ("my_missing:score", 1, "cannot import 'my_missing'"),
     ("math:scores", 1, "math has no function 'scores', but acos"),
 ])
