@@ -121,4 +121,6 @@ def hidden_states(model, tokens: Tensor, real_index: Tensor) -> Tensor:
     if not model.skip_padding or len(real_index) == tokens.numel():
         return model.blocks(x)
     unpadded = Unpadded(real_index, tokens.shape)
-    return unpadded.pad(model.blocks(unpadded.pack(x), [unpadded] * len(model.h)))
+    x = unpadded.pack(x)
+    x = model.blocks(x, [unpadded] * len(model.h))
+    return unpadded.pad(x)

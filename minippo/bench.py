@@ -229,7 +229,7 @@ def memory_estimate(config: BenchConfig) -> dict[str, int]:
     columns = -(-(config.query_max + config.new_tokens) // 16) * 16     # of the cache, see generation.generate
     return {
         "parameters": 4 * N,
-        "gradients": 4 * (N + V * C),               # and the table's once more, while that of a second micro-batch is added
+        "gradients": 4 * (N + 2 * V * C),           # the table's once more for the lookup, and while that of a second micro-batch is added
         "Adam moments": 8 * N,
         "reference": 4 * (N - blocks) + size * blocks,
         "rollout snapshot": snapshot,

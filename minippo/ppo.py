@@ -337,17 +337,16 @@ class PPOTrainer:
         batch.advantages = masked_whiten(advantages, batch.mask)        # after the returns, and once over the batch
         clock.lap("time/ppo/compute_advantages")
 
-        stats = batch_stats(batch) | {"objective/kl_coef": self.kl_controller.value,
+        stats = self.update(batch, [minibatch for minibatches in epochs for minibatch in minibatches])
+        clock.lap("time/ppo/optimize_step")
+        stats |= batch_stats(batch) | {"objective/kl_coef": self.kl_controller.value,
                                       "ppo/learning_rate": float(self.optimizer.param_groups[0]["lr"])}
-        clock.lap("time/ppo/calc_stats")
-
-        stats |= self.update(batch, [minibatch for minibatches in epochs for minibatch in minibatches])
         self.kl_controller.update(stats["objective/kl"], len(batch.queries))
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.generator.set_state(generator.get_state())                 # the step has succeeded: keep what it moved
         self.moments, self.steps_done = moments, self.steps_done + 1
-        clock.lap("time/ppo/optimize_step")
+        clock.lap("time/ppo/calc_stats")
         warn_of_negative_kl(stats["objective/kl"])
         return stats | clock.seconds()
 
