@@ -13,10 +13,8 @@ layout, so that transformers finds the files as well. There, below models--user-
 The environment counts as it does for huggingface_hub: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE...
 A public model is known by its bytes: a cached file of another size, or a small one with another hash, is not taken for it.
 
-What was left out, and why:
-1. Looking for a newer commit when a cached one has the files: a model should not change under its user.
-2. Locks: two processes that want the same file both fetch it, and one blob stands at the end.
-3. Hashing small files whose sha256 is not published: their etag is a git hash on the Hub, but not on every mirror.
+Left out: looking for a newer commit when a cached one has the files, since a model should not change under its user; and locks:
+two processes that want the same file both fetch it, and one blob stands at the end.
 """
 
 from __future__ import annotations
@@ -40,9 +38,6 @@ ADVICE = {
     401: "no such repo, or a private one for which HF_TOKEN is missing or not valid",
     403: "no access with this HF_TOKEN: accept the model's terms on its page, or take a token that may do this",
     404: "no such repo or file (nor a folder of that name on this disk): check the name",
-    409: "the repo was changed at the same time: try again",
-    413: "a file is larger than the server takes",
-    416: "the server announced more bytes than the file has",
 }
 
 
@@ -109,8 +104,13 @@ def stored_token() -> str:
 
 
 def offline() -> bool:
-    switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    return any(switch.upper() in ("1", "ON", "YES", "TRUE") for switch in switches)
+    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def refusal(what: str, status: int | None, reason: object) -> OSError:
+    """What a server's status means, as an error with advice; without a status, the reason in one line."""
+    text = ADVICE.get(status, " ".join(str(reason).split()))
+    return KINDS.get(status, OSError)(f"{what}: status {status}, {text}" if status else f"{what}: {text}")
 
 
 # --- what is on the disk already ------------------------------------------------------------------------------------
@@ -122,10 +122,8 @@ def faults(folder: Path, files: Sequence[str], known: dict[str, tuple]) -> list[
         path, (size, digest) = folder / name, known.get(name, (None, None))
         if not path.is_file():
             wrong.append(f"lacks {name}" + (f" (a broken link to {os.readlink(path)})" if path.is_symlink() else ""))
-        elif size not in (None, path.stat().st_size):
-            wrong.append(f"has another {name}, of {path.stat().st_size:,} bytes, not {size:,}")
-        elif digest is not None and path.stat().st_size < SMALL and sha256(path) != digest:
-            wrong.append(f"has another {name}, whose sha256 is not {digest}")
+        elif size not in (None, path.stat().st_size) or digest and path.stat().st_size < SMALL and sha256(path) != digest:
+            wrong.append(f"has another {name} than the published one")
     return wrong
 
 
@@ -136,16 +134,13 @@ def find_cached(repos: Sequence[str], model: HubModel, files: Sequence[str]) -> 
         ref = storage / "refs" / "main"
         snapshots = sorted(path for path in storage.glob("snapshots/*") if path.is_dir())
         names = [model.revision, ref.read_text().strip() if ref.is_file() else None]
-        chosen = [path for name in names for path in snapshots if path.name == name]
-        for snapshot in snapshots if len(snapshots) == 1 else chosen:               # of one there is nothing to choose
-            wrong = faults(snapshot, files, model.files)
-            if not wrong:
+        chosen = [path for name in names for path in snapshots if path.name == name] if len(snapshots) != 1 else snapshots
+        for snapshot in chosen:
+            if not (wrong := faults(snapshot, files, model.files)):
                 return snapshot, seen
             seen.append(f"{snapshot} {', '.join(wrong)}")
-        if not snapshots:
-            seen.append(f"{storage} holds no snapshot")
-        elif len(snapshots) > 1 and not chosen:
-            seen.append(f"refs/main names none of {', '.join(map(str, snapshots))}, so give the path of one")
+        if not chosen:
+            seen.append(f"{storage} holds no snapshot that refs/main names, of {[path.name for path in snapshots]}")
     return None, seen
 
 
@@ -185,25 +180,25 @@ def download_file(storage: Path, repo: str, revision: str, name: str, size: int 
 
 def download(storage: Path, model: HubModel, files: Sequence[str], optional: Sequence[str]) -> Path:
     """Fetch what the snapshot lacks and return its folder; an optional file that the repo does not have is noted."""
-    commit = "" if model.revision == "main" else model.revision
+    commit, ref = "" if model.revision == "main" else model.revision, storage / "refs" / "main"
     for name in (*files, *optional):
-        if commit and not faults(storage / "snapshots" / commit, (name,), model.files):
+        absent = storage / ".no_exist" / commit / name
+        if commit and (name in optional and absent.exists() or not faults(storage / "snapshots" / commit, (name,), model.files)):
             continue
         try:
             commit = download_file(storage, model.repo, commit or "main", name, *model.files.get(name, (None, None)))
         except urllib.error.HTTPError as error:
             commit = commit or error.headers.get("X-Repo-Commit", "")       # sent with a missing file, not a missing repo
             if error.code != 404 or name in files or not PLAIN.fullmatch(commit):
-                advice = ADVICE.get(error.code, " ".join(str(error.reason).split()))
-                raise KINDS.get(error.code, OSError)(f"{error.filename}: status {error.code}, {advice}") from None
+                raise refusal(error.filename, error.code, error.reason) from None
             absent = storage / ".no_exist" / commit / name
             absent.parent.mkdir(parents=True, exist_ok=True)
             absent.touch()
-    snapshot, ref = storage / "snapshots" / commit, storage / "refs" / "main"
+        if model.revision == "main" or not ref.exists():
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            write_text(ref, commit)     # no newline: huggingface_hub 0.x fails on one
+    snapshot = storage / "snapshots" / commit
     snapshot.mkdir(parents=True, exist_ok=True)
-    if model.revision == "main" or not ref.exists():
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        write_text(ref, commit)         # no newline: huggingface_hub 0.x fails on one
     return snapshot
 
 
@@ -221,12 +216,9 @@ def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional
     folder = Path(os.path.expanduser(name))
     is_path = not isinstance(name_or_dir, str) or name.startswith((os.sep, ".", "~")) or name.count("/") > 1
     if is_path or name and os.path.lexists(folder):
-        if not folder.is_dir():
-            state = "is a broken link" if folder.is_symlink() else "is a file" if folder.exists() else "does not exist"
-            raise FileNotFoundError(f"{folder} {state}: expected a folder with {', '.join(files)}")
-        if wrong := faults(folder, files, {}):
-            there = ", ".join(sorted(os.listdir(folder))[:20]) or "nothing"
-            raise FileNotFoundError(f"folder {folder} {', '.join(wrong)}; it holds {there}")
+        wrong = faults(folder, files, {}) if folder.is_dir() else ["does not exist or is no folder"]
+        if wrong:
+            raise FileNotFoundError(f"{folder} {', '.join(wrong)}: expected a folder with {', '.join(files)}")
         return folder
     check_repo_id(name)
     model, repos = HubModel(name), (name,)
@@ -240,14 +232,12 @@ def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional
                                 f"is set: unset it, or put {', '.join(files)} into a folder and give its path")
     if snapshot is None:
         return download(storage_of(model.repo), model, files, optional)
-    storage, commit = snapshot.parent.parent, snapshot.name
-    absent = storage / ".no_exist" / commit
-    lacking = [name for name in optional if not (snapshot / name).is_file() and not (absent / name).exists()]
-    if lacking and not offline():
+    if not offline():
+        known = model.files if snapshot.name == model.revision else {}
         try:
-            download(storage, HubModel(model.repo, commit, model.files if commit == model.revision else {}), (), lacking)
+            download(snapshot.parents[1], HubModel(model.repo, snapshot.name, known), (), optional)
         except OSError as error:        # no network, a cache that is read-only: what must be there is there
-            say(f"{snapshot}: going on without {', '.join(lacking)} ({error})")
+            say(f"{snapshot}: going on without {', '.join(optional)}, as far as they are not there ({error})")
     return snapshot
 
 
@@ -270,7 +260,5 @@ def push_folder(folder: str | os.PathLike, repo_id: str, token: str | None = Non
         api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=commit_message)
     except Exception as error:    # huggingface_hub passes on the errors of requests up to 0.x, of httpx from 1.0 on
         status = getattr(getattr(error, "response", None), "status_code", None)
-        advice = ADVICE.get(status, "the server failed: try again later")
-        what = f"status {status}, {advice}" if status else " ".join(str(error).split())
-        raise KINDS.get(status, OSError)(f"pushing {folder} to {repo_id} failed: {what}") from error
+        raise refusal(f"pushing {folder} to {repo_id} failed", status, error) from error
     return str(url)
