@@ -11,10 +11,8 @@ layout, so that transformers finds the files as well. There, below models--user-
     .no_exist/<commit>/<file>      says that the repo has no such file
 
 The environment counts as it does for huggingface_hub: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE...
-A public model is known by its bytes: a cached file of another size, or a small one with another hash, is not taken for it.
-
-Left out: looking for a newer commit when a cached one has the files, since a model should not change under its user; and locks:
-two processes that want the same file both fetch it, and one blob stands at the end.
+Left out: looking for a newer commit than the cached one, since a model should not change under its user; and locks: two
+processes that want the same file both fetch it, and one blob stands at the end.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ COMMON = {
     "vocab.json": (1042301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
     "merges.txt": (456318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
 }
-PUBLIC_MODELS = {    # at a pinned revision: the same name is the same bytes on every machine
+PUBLIC_MODELS = {    # at a pinned revision and known by their bytes: a cached file of another size or hash is not taken for it
     "gpt2": HubModel("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e", COMMON | {
         "generation_config.json": (124, "ed0b32ac72c0f5f44a719abb2d7786ea5146c871f83717b7f2018065954de02b"),
         "config.json": (665, "0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4"),
@@ -73,8 +71,6 @@ PUBLIC_MODELS = {    # at a pinned revision: the same name is the same bytes on 
         "model.safetensors": (352824413, "e1ff18884359fe8beb795a5f414feb85a6ce3d929ad019c0d958c039d2b94a1b")}),
 }
 
-
-# --- names and the environment --------------------------------------------------------------------------------------
 
 def check_repo_id(repo_id: str) -> None:
     """ValueError unless `repo_id` is `name` or `user/name` as the Hub allows it: it becomes a path and an address."""
@@ -104,16 +100,14 @@ def stored_token() -> str:
 
 
 def offline() -> bool:
-    return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(switch.upper() in ("1", "ON", "YES", "TRUE") for switch in switches)
 
 
 def refusal(what: str, status: int | None, reason: object) -> OSError:
-    """What a server's status means, as an error with advice; without a status, the reason in one line."""
-    text = ADVICE.get(status, " ".join(str(reason).split()))
-    return KINDS.get(status, OSError)(f"{what}: status {status}, {text}" if status else f"{what}: {text}")
+    """The error for a server's status, with advice or the reason in one line."""
+    return KINDS.get(status, OSError)(f"{what}: status {status}, {ADVICE.get(status, ' '.join(str(reason).split()))}")
 
-
-# --- what is on the disk already ------------------------------------------------------------------------------------
 
 def faults(folder: Path, files: Sequence[str], known: dict[str, tuple]) -> list[str]:
     """What is wrong with each of `files` that is not there, or not the one whose size and hash are known."""
@@ -143,8 +137,6 @@ def find_cached(repos: Sequence[str], model: HubModel, files: Sequence[str]) -> 
             seen.append(f"{storage} holds no snapshot that refs/main names, of {[path.name for path in snapshots]}")
     return None, seen
 
-
-# --- a download into the cache --------------------------------------------------------------------------------------
 
 def download_file(storage: Path, repo: str, revision: str, name: str, size: int | None, digest: str | None) -> str:
     """Download one file into the cache; returns its commit. It gets its name only when it is whole and checked."""
@@ -201,8 +193,6 @@ def download(storage: Path, model: HubModel, files: Sequence[str], optional: Seq
     snapshot.mkdir(parents=True, exist_ok=True)
     return snapshot
 
-
-# --- the two entrances ----------------------------------------------------------------------------------------------
 
 def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional: Sequence[str] = ()) -> Path:
     """A local folder that holds `files`, and those of `optional` that exist.
