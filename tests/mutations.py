@@ -398,7 +398,7 @@ MUTATIONS = [
              "a closed terminal ends a download"),
     Mutation("files/hub.py", "elif size not in (None, path.stat().st_size) or", "elif", "another file counts as the public model"),
     Mutation("files/hub.py", "if wanted not in (None, found):", "if False:", "a wrong hash is taken"),
-    Mutation("files/tokenizer.py", '.replace("\\r", "\\n")', "", "merges with CR line ends are lost"),
+    Mutation("files/tokenizer.py", "read_text(merges, MAX_FILE)", 'merges.read_bytes().decode("utf-8", "replace")', "merges with CR line ends are lost"),
     Mutation("files/tokenizer.py", "        _check_complete(vocab, tokens, added)\n", "", "merges that were cut off are lost"),
     Mutation("files/tokenizer.py", "self.vocab_size = len(vocab) + len(beyond)", "self.vocab_size = len(vocab)", "added tokens are not counted"),
     Mutation("files/model_folder.py", 'tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor\n', "tensor\n", "linear weights are not transposed"),

@@ -78,8 +78,7 @@ def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     try:
         with open(temporary, "xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -91,9 +90,8 @@ def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
     """A temporary folder to write into; its files are in `folder` when the block ends without an error.
 
-    A new folder appears by one rename. Where one is there already, `whole` puts the new one in its place: whoever calls has
-    made sure that it may go. It is set aside first and removed last; after a crash between the two find_folder puts it back.
-    Otherwise each file is replaced in one step, and foreign files stay.
+    Where a folder is there already, `whole` replaces it (it is set aside first and removed last; after a crash between the two
+    find_folder puts it back); otherwise each file is replaced in one step, and foreign files stay.
     """
     folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():

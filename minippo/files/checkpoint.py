@@ -5,8 +5,8 @@
     trainer.json                    the numbers: steps, kl_coef, running moments, and where each tensor belongs
     manifest.json                   name, size and sha256 of every other file, written last
 
-No pickle: JSON keeps the types that a state_dict has, see `pack`. A checkpoint is state, not settings: learning rate, eps, a fixed
-kl_coef and so on are those of the trainer that loads it; where a scheduler moves it, the learning rate is state.
+No pickle: JSON keeps the types that a state_dict has, see `pack`. A checkpoint is state, not settings: learning rate, eps, a
+fixed kl_coef are those of the trainer that loads it; where a scheduler moves it, the learning rate is state.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ DESKTOP = {".DS_Store", "Thumbs.db", "desktop.ini"}     # a folder that someone 
 SCHEDULED = {"lr", "betas", "momentum"}                 # of an optimizer's group: state where a scheduler moves them, else settings
 
 
-# --- values with their types, in JSON -------------------------------------------------------------------------------
-
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     """`value` as JSON that `unpack` turns back, types included. Its tensors go into `tensors` under names that begin with `name`."""
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -48,7 +46,7 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if isinstance(value, dict):                         # as pairs: JSON would make texts of whole numbers as keys
         kind = "counter" if isinstance(value, Counter) else "dict"
         return {kind: [[pack(key, tensors, name), pack(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
-    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold: it holds numbers, texts, tensors, lists, ...")
+    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; numbers, texts, tensors, lists it can")
 
 
 def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -64,8 +62,6 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return tuple(unpack(item, tensors) for item in content)
     return {"dict": dict, "counter": Counter}[kind]({unpack(key, tensors): unpack(item, tensors) for key, item in content})
 
-
-# --- the manifest ---------------------------------------------------------------------------------------------------
 
 def verify_folder(folder: str | os.PathLike) -> dict:
     """The manifest of a checkpoint whose files all have the sizes and hashes it names; ValueError for the first that has not."""
@@ -100,8 +96,6 @@ def check_place(folder: Path) -> None:
                          "move that away, or choose another folder")
 
 
-# --- saving and loading ---------------------------------------------------------------------------------------------
-
 def identity(trainer) -> dict[str, Any]:
     """What a checkpoint and the trainer that loads it have in common: sizes, kinds, and each parameter's place in the optimizer."""
     scheduler, names = trainer.lr_scheduler, {id(p): name for name, p in trainer.model.named_parameters()}
@@ -114,10 +108,7 @@ def identity(trainer) -> dict[str, Any]:
 
 
 def with_own_settings(trainer, saved: list[dict]) -> list[dict]:
-    """The optimizer's groups of a checkpoint, with this trainer's settings: what the optimizer's constructor takes.
-
-    What it keeps in its groups besides, as schedule-free ones do, is state.
-    """
+    """The optimizer's groups of a checkpoint, with this trainer's settings: what its constructor takes; the rest is state."""
     settings = {"params", *inspect.signature(type(trainer.optimizer)).parameters}
     settings -= SCHEDULED if trainer.lr_scheduler is not None else set()
     own = trainer.optimizer.state_dict()["param_groups"]
@@ -128,9 +119,9 @@ def with_own_settings(trainer, saved: list[dict]) -> list[dict]:
 def check_state(trainer, state: dict) -> None:
     """ValueError for the state of a trainer of other sizes or kinds, and for numbers that no trainer can have."""
     saved, own = state["identity"], identity(trainer)
-    for what in [what for what in saved | own if saved.get(what) != own.get(what)]:
-        raise ValueError(f"{what}: {saved.get(what)} in the checkpoint, {own.get(what)} in this trainer; build it with the model "
-                         "(sizes and frozen parameters), optimizer and lr_scheduler that were saved")
+    if differ := [what for what in saved | own if saved.get(what) != own.get(what)]:
+        raise ValueError(f"{differ[0]}: {saved.get(differ[0])} in the checkpoint, {own.get(differ[0])} in this trainer; build it with "
+                         "the model (sizes and frozen parameters), optimizer and lr_scheduler that were saved")
     saved, own = ({name: "number" if type(x) in (int, float) else type(x).__name__ for name, x in (each or {}).items()}
                   for each in (state["lr_scheduler"], trainer.lr_scheduler and trainer.lr_scheduler.state_dict()))
     if saved != own:
@@ -164,10 +155,7 @@ def check_tensors(trainer, reference: dict, moments: dict) -> None:
 
 
 def save_state(folder: str | os.PathLike, trainer, extra: Any = None) -> None:
-    """Write a checkpoint. `extra` is the caller's own (what `pack` takes), and comes back from load_state.
-
-    ValueError for a folder that holds anything else; OSError leaves what was there as it was.
-    """
+    """Write a checkpoint; `extra` is the caller's own (what `pack` takes). ValueError for a folder that holds anything else."""
     check_place(Path(os.path.realpath(folder)))
     model, reference, scheduler = trainer.model, trainer.ref_model, trainer.lr_scheduler
     tensors = {"generator": trainer.generator.get_state()}
@@ -186,7 +174,7 @@ def save_state(folder: str | os.PathLike, trainer, extra: Any = None) -> None:
 
 
 def load_state(folder: str | os.PathLike, trainer) -> Any:
-    """Bring `trainer` to the state of a checkpoint, bit for bit, and return what was passed as `extra`.
+    """Bring `trainer` to the state of a checkpoint, bit for bit, and return the caller's `extra`.
 
     Everything is read, verified and compared with the trainer before anything changes; ValueError says what does not fit.
     """

@@ -31,11 +31,10 @@ from .download import fetch, say
 SMALL = 2**22                                   # bytes; smaller files are hashed each time they are looked for in the cache
 PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)      # what a word must look like before it becomes a file name
 
-KINDS = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError}
-ADVICE = {
-    401: "no such repo, or a private one for which HF_TOKEN is missing or not valid",
-    403: "no access with this HF_TOKEN: accept the model's terms on its page, or take a token that may do this",
-    404: "no such repo or file (nor a folder of that name on this disk): check the name",
+REFUSALS = {
+    401: (PermissionError, "no such repo, or a private one for which HF_TOKEN is missing or not valid"),
+    403: (PermissionError, "no access with this HF_TOKEN: accept the model's terms on its page, or take another token"),
+    404: (FileNotFoundError, "no such repo or file (nor a folder of that name on this disk): check the name"),
 }
 
 
@@ -106,7 +105,8 @@ def offline() -> bool:
 
 def refusal(what: str, status: int | None, reason: object) -> OSError:
     """The error for a server's status, with advice or the reason in one line."""
-    return KINDS.get(status, OSError)(f"{what}: status {status}, {ADVICE.get(status, ' '.join(str(reason).split()))}")
+    kind, text = REFUSALS.get(status, (OSError, " ".join(str(reason).split())))
+    return kind(f"{what}: status {status}, {text}" if status else f"{what}: {text}")
 
 
 def faults(folder: Path, files: Sequence[str], known: dict[str, tuple]) -> list[str]:
@@ -195,10 +195,9 @@ def download(storage: Path, model: HubModel, files: Sequence[str], optional: Seq
 
 
 def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional: Sequence[str] = ()) -> Path:
-    """A local folder that holds `files`, and those of `optional` that exist.
+    """A local folder that holds `files`, and those of `optional` that exist; OSError where there is none.
 
-    `name_or_dir` is a folder, a name of PUBLIC_MODELS, or any repo id of the Hub. FileNotFoundError where files are
-    missing, PermissionError for 401 and 403, ConnectionError or OSError where a download failed: all are OSErrors.
+    name_or_dir: a folder, a name of PUBLIC_MODELS, or any repo id of the Hub.
     """
     if bad := [name for name in (*files, *optional) if not PLAIN.fullmatch(name)]:
         raise ValueError(f"file name {bad[0]!r}: expected a plain name, no path")
@@ -233,10 +232,7 @@ def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional
 
 def push_folder(folder: str | os.PathLike, repo_id: str, token: str | None = None, private: bool = False,
                 commit_message: str = "Upload with minippo") -> str:
-    """Upload the files of `folder` to the Hub, creating the repo where there is none; returns its address.
-
-    `token` None is HF_TOKEN or the stored one. PermissionError, FileNotFoundError or OSError say the status.
-    """
+    """Upload a folder to the Hub, to a new repo where there is none; returns its address. token: None is HF_TOKEN or the stored one."""
     check_repo_id(repo_id)
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} does not exist: expected a folder that save_pretrained wrote")

@@ -7,8 +7,8 @@
     vocab.json, merges.txt      and what else the tokenizer writes
     README.md                   a short model card
 
-Reading is wider than writing: names without the prefix, mask buffers of old files, an lm_head that equals wte, F16 and BF16, a
-value head inside model.safetensors as TRL kept it, weights in parts that model.safetensors.index.json lists.
+Read as well: names without the prefix, mask buffers of old files, an lm_head that equals wte, F16 and BF16, a value head inside
+model.safetensors as TRL kept it, weights in parts that model.safetensors.index.json lists.
 """
 
 from __future__ import annotations
@@ -77,8 +77,6 @@ def stored_tensors(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
     return stored
 
 
-# --- config.json ----------------------------------------------------------------------------------------------------
-
 def read_config(folder: Path) -> dict:
     """The arguments of GPT2Config, which checks them, too; ValueError for what this GPT-2 would compute differently."""
     path = folder / "config.json"
@@ -98,8 +96,6 @@ def read_config(folder: Path) -> dict:
     return {name: raw[name] for name in SIZES} | {"layer_norm_epsilon": raw.get("layer_norm_epsilon", 1e-5), "eos_token_id": eos}
 
 
-# --- weights --------------------------------------------------------------------------------------------------------
-
 def as_fp32(path: Path, name: str, tensor: Tensor) -> Tensor:
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"{path}: {name} is {tensor.dtype}, expected one of float32, float16, bfloat16")
@@ -112,8 +108,7 @@ def as_fp32(path: Path, name: str, tensor: Tensor) -> Tensor:
 def read_weights(folder: Path, shapes: dict[str, tuple]) -> Iterator[tuple[str, Tensor]]:
     """(name, fp32 CPU tensor) of each parameter of GPT2, one at a time: the model is never held twice.
 
-    shapes: what is wanted, linear weights as (out, in). ValueError for a missing, extra, misshapen, non-float or non-finite
-    tensor, which is named with what was expected; names and shapes are compared before any tensor is read.
+    shapes: what is wanted, linear weights as (out, in); names and shapes are compared before any tensor is read.
     """
     stored, chosen, tied = stored_tensors(folder), {}, []
     for file_name, (path, info) in stored.items():
@@ -140,14 +135,6 @@ def read_weights(folder: Path, shapes: dict[str, tuple]) -> Iterator[tuple[str, 
         raise ValueError(f"{folder}: lm_head.weight differs from wte.weight, but GPT-2's head is its token embedding")
 
 
-def check_layers(folder: Path, n_layer: int) -> None:
-    """ValueError where the weights have another number of layers: said before a model of that size is built."""
-    layers = sum(name.endswith(".ln_1.weight") for name in stored_tensors(folder))
-    if layers != n_layer:
-        raise ValueError(f"{folder}: config.json says n_layer {n_layer}, but {WEIGHTS} holds {layers} layers; one of the "
-                         "files belongs to another model, or tensors are missing")
-
-
 def read_value_head(folder: Path, n_embd: int) -> dict[str, Tensor] | None:
     """{"weight": (1, C), "bias": (1,)}; None where the folder has none."""
     path, head = folder / VALUE_HEAD, {}
@@ -163,8 +150,6 @@ def read_value_head(folder: Path, n_embd: int) -> dict[str, Tensor] | None:
         head[leaf] = as_fp32(path, name, tensor)
     return head
 
-
-# --- writing --------------------------------------------------------------------------------------------------------
 
 MODEL_CARD = """---
 library_name: transformers
@@ -184,9 +169,8 @@ A GPT-2 ({n_layer} layers, width {n_embd}, {n_head} heads, {parameters:,} parame
 def write_model(folder: Path, config: dict, weights: dict[str, Tensor], v_head: dict[str, Tensor] | None = None,
                 tokenizer=None, card: str = MODEL_CARD) -> None:
     """Write the files of a model folder into a folder that exists. config: GPT2Config's fields; weights: GPT2's parameters."""
-    eos = getattr(tokenizer, "eos_token_id", None)
-    eos = config["eos_token_id"] if eos is None else eos
-    eos = 50256 if eos is None and config["vocab_size"] == 50257 else eos                  # GPT-2's <|endoftext|>
+    known = (getattr(tokenizer, "eos_token_id", None), config["eos_token_id"], 50256 if config["vocab_size"] == 50257 else None)
+    eos = next((eos for eos in known if eos is not None), None)                # of 50257 tokens the last is <|endoftext|>
     stored = {f"transformer.{name}": p.detach().T if name.endswith(TRANSPOSED) else p.detach() for name, p in weights.items()}
     write_safetensors(folder / WEIGHTS, stored, {"format": "pt"})              # transformers asks for the format
     if v_head is not None:

@@ -11,7 +11,6 @@ no name is used as a path. What the safetensors package 0.8.0 refuses is refused
 2. an entry with other keys than the three: no writer puts any there;
 3. a header of more than 8 MB or a tensor of more than 64 dimensions: 2 bytes of JSON can take 60 in memory;
 4. types that nothing here computes with, such as F8_E4M3.
-Left out: memory mapping (a mapped file that changes, changes the weights), big-endian machines.
 """
 
 from __future__ import annotations
@@ -87,8 +86,7 @@ def parse(header: bytes, file_size: int) -> tuple[dict[str, TensorInfo], dict[st
     check(isinstance(entries, dict), f"expected a JSON object as header, got {header[:40]!r}")
     metadata = entries.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
-    texts = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
-    check(texts, "__metadata__ is not an object of texts")
+    check(isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values()), "__metadata__: no object of texts")
     "".join([*entries, *metadata, *metadata.values()]).encode()         # raises where a text is not Unicode
     position = 8 + len(header)
     infos = {name: tensor_info(name, entry, position) for name, entry in entries.items()}
@@ -120,13 +118,13 @@ def opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, dict[str, Tensor
 
 
 def read_header(path: str | os.PathLike) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors of a file (name -> TensorInfo, in file order) and its metadata. The whole format is checked, no tensor read."""
+    """The tensors of a file (name -> TensorInfo, in file order) and its metadata; all is checked, no tensor read."""
     with opened(path) as (_, infos, metadata):
         return infos, metadata
 
 
 def iter_safetensors(path: str | os.PathLike, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, CPU tensor in memory of its own) in file order, holding none; of `names` alone, where given, and no other is read."""
+    """Yield (name, CPU tensor in memory of its own) in file order, and hold none; where `names` are given, no other is read."""
     with opened(path) as (file, infos, _):
         for name in [name for name in infos if names is None or name in names]:
             dtype, shape, start, end = infos[name]
@@ -152,10 +150,9 @@ def to_bytes(x: Tensor):
 
 
 def write_safetensors(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a file that is there whole or not at all; (tensors, path) is understood as well.
+    """Write tensors of any device and strides; (tensors, path) is understood as well. metadata: {"format": "pt"} if None.
 
-    Any device and strides; tensors that share memory are each written whole. metadata: text -> text, {"format": "pt"} if None.
-    Raises SafetensorsError before anything is written; after an OSError the old file is as it was.
+    SafetensorsError comes before anything is written; after an OSError the old file is as it was.
     """
     if isinstance(path, dict):                                          # the order of the package's save_file
         path, tensors = tensors, path
@@ -174,7 +171,7 @@ def write_safetensors(path: str | os.PathLike, tensors: dict[str, Tensor], metad
         header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
         header += b" " * (-len(header) % 8)
         parse(header, 8 + len(header) + end)                            # never write what would not be read
-    except (ValueError, TypeError, AttributeError) as error:        # the last two: no dictionaries, or names that are no texts
+    except (ValueError, TypeError, AttributeError) as error:            # no dictionaries, or names that are no texts
         raise SafetensorsError(f"{path} not written: {error}") from None
     with new_file(path) as file:
         file.write(len(header).to_bytes(8, "little") + header)

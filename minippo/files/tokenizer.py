@@ -48,15 +48,10 @@ GPT2_FILES = {
 # The group of 999 only helps \s+(?!\S) along, which overflows the matcher's stack on a million blanks
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|(?:\s{999})*\s+(?!\S)|\s"
 
-
-def _alphabet() -> dict[str, int]:
-    """The visible character for each byte, in the order of GPT-2's first 256 ids."""
-    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-ALPHABET = _alphabet()
+# the visible character for each byte, in the order of GPT-2's first 256 ids
+_VISIBLE = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+_HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
+ALPHABET = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + i): byte for i, byte in enumerate(_HIDDEN)}
 
 
 def _token_bytes(token: str) -> bytes:
@@ -186,7 +181,7 @@ class Tokenizer:
         return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write vocab.json, merges.txt and tokenizer_config.json, from which AutoTokenizer makes a GPT2Tokenizer."""
+        """Write vocab.json, merges.txt and tokenizer_config.json, of which AutoTokenizer makes a GPT2Tokenizer."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
@@ -250,13 +245,6 @@ def _load_from_tiktoken(reason: OSError) -> Tokenizer:
     return _load_files(*paths, {})
 
 
-def _load_gpt2(name: str) -> Tokenizer:
-    try:
-        return _load_folder(resolve_model(name, FILES))
-    except OSError as error:
-        return _load_from_tiktoken(error)
-
-
 def _gpt2_without_tokenizer(folder: Path) -> bool:
     """Whether a model folder has no tokenizer at all, but GPT-2's vocabulary size."""
     try:
@@ -274,7 +262,13 @@ def load_tokenizer(name_or_dir: str | os.PathLike) -> Tokenizer:
     """
     name, folder = str(name_or_dir), Path(os.path.expanduser(name_or_dir))
     if folder.is_dir():
-        return _load_gpt2("openai-community/gpt2") if _gpt2_without_tokenizer(folder) else _load_folder(folder)
-    if name in PUBLIC_MODELS or name in {model.repo for model in PUBLIC_MODELS.values()}:
-        return _load_gpt2(name)
-    return _load_folder(resolve_model(name, FILES, optional=tuple(MORE_FILES)))
+        if not _gpt2_without_tokenizer(folder):
+            return _load_folder(folder)
+        name = "gpt2"
+    is_gpt2 = name in PUBLIC_MODELS or name in {model.repo for model in PUBLIC_MODELS.values()}
+    try:
+        return _load_folder(resolve_model(name, FILES, () if is_gpt2 else tuple(MORE_FILES)))
+    except OSError as error:
+        if not is_gpt2:
+            raise
+        return _load_from_tiktoken(error)

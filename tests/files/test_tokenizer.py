@@ -421,7 +421,7 @@ def test_a_merge_is_accepted_just_where_it_can_take_place_and_then_tiktoken_foll
     ({"config.json": '{"vocab_size": 50257}', "vocab.json": "{}"}, "lacks merges.txt"),
 ])
 def test_folder_without_the_files(tmp_path, files, message, monkeypatch):
-    monkeypatch.setattr(module, "_load_gpt2", lambda name: pytest.fail("GPT-2's vocabulary is not this folder's"))
+    monkeypatch.setattr(module, "_load_from_tiktoken", lambda reason: pytest.fail("GPT-2's vocabulary is not this folder's"))
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(FileNotFoundError, match=f"{tmp_path} {message}"):
