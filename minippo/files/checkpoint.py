@@ -28,11 +28,11 @@ from .safetensors import read_safetensors, write_safetensors
 
 FILES = {"config.json", "model.safetensors", "value_head.safetensors", "trainer.safetensors", "trainer.json"}
 DESKTOP = {".DS_Store", "Thumbs.db", "desktop.ini"}     # a folder that someone has looked at is still ours
-SCHEDULED = {"lr", "betas", "momentum"}                 # of an optimizer's group: state where a scheduler moves them, else settings
+SCHEDULED = {"lr", "betas", "momentum"}                 # of a group: state where a scheduler moves them, else settings
 
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """`value` as JSON that `unpack` turns back, types included. Its tensors go into `tensors` under names that begin with `name`."""
+    """`value` as JSON that `unpack` turns back, types included; its tensors go into `tensors`, as `name` and what follows."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
@@ -46,7 +46,7 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if isinstance(value, dict):                         # as pairs: JSON would make texts of whole numbers as keys
         kind = "counter" if isinstance(value, Counter) else "dict"
         return {kind: [[pack(key, tensors, name), pack(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
-    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; numbers, texts, tensors, lists it can")
+    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; it takes numbers, tensors, lists, ...")
 
 
 def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -64,7 +64,7 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def verify_folder(folder: str | os.PathLike) -> dict:
-    """The manifest of a checkpoint whose files all have the sizes and hashes it names; ValueError for the first that has not."""
+    """The manifest of a checkpoint, when all files have the sizes and hashes it names; else ValueError for the first."""
     folder = find_folder(folder)
     if not (folder / "manifest.json").exists():
         raise FileNotFoundError(f"{folder} holds no manifest.json, so it is no checkpoint of minippo")
@@ -97,7 +97,7 @@ def check_place(folder: Path) -> None:
 
 
 def identity(trainer) -> dict[str, Any]:
-    """What a checkpoint and the trainer that loads it have in common: sizes, kinds, and each parameter's place in the optimizer."""
+    """What a checkpoint and the trainer that loads it must share: sizes, kinds, each parameter's index in the optimizer."""
     scheduler, names = trainer.lr_scheduler, {id(p): name for name, p in trainer.model.named_parameters()}
     sizes = {f"the {kind}'s {name}": size for kind, model in (("model", trainer.model), ("reference", trainer.ref_model))
              for name, size in asdict(model.config).items() if name != "eos_token_id"}
@@ -120,8 +120,8 @@ def check_state(trainer, state: dict) -> None:
     """ValueError for the state of a trainer of other sizes or kinds, and for numbers that no trainer can have."""
     saved, own = state["identity"], identity(trainer)
     if differ := [what for what in saved | own if saved.get(what) != own.get(what)]:
-        raise ValueError(f"{differ[0]}: {saved.get(differ[0])} in the checkpoint, {own.get(differ[0])} in this trainer; build it with "
-                         "the model (sizes and frozen parameters), optimizer and lr_scheduler that were saved")
+        raise ValueError(f"{differ[0]}: {saved.get(differ[0])} in the checkpoint, {own.get(differ[0])} in this trainer; "
+                         "build it with the model (sizes and frozen parameters), optimizer and lr_scheduler that were saved")
     saved, own = ({name: "number" if type(x) in (int, float) else type(x).__name__ for name, x in (each or {}).items()}
                   for each in (state["lr_scheduler"], trainer.lr_scheduler and trainer.lr_scheduler.state_dict()))
     if saved != own:
@@ -138,7 +138,7 @@ def check_state(trainer, state: dict) -> None:
 
 
 def check_tensors(trainer, reference: dict, moments: dict) -> None:
-    """ValueError for tensors that are misshapen, of another type or not finite: a fused optimizer reads past the end of them."""
+    """ValueError for tensors of another shape or type, or not finite: a fused optimizer reads past the end of short ones."""
     pairs = {f"the reference's {name}": (reference[name], p) for name, p in trainer.ref_model.state_dict().items()}
     parameters = dict(enumerate((p, group) for group in trainer.optimizer.param_groups for p in group["params"]))
     adam = isinstance(trainer.optimizer, (torch.optim.Adam, torch.optim.AdamW))
@@ -146,7 +146,7 @@ def check_tensors(trainer, reference: dict, moments: dict) -> None:
         p, group = parameters[i]
         names = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")[:4 if group["amsgrad"] else 3] if adam else slot
         for name in names:
-            if isinstance(slot[name], Tensor) or adam:              # others may keep numbers and None; and rows, tables, 8 bits
+            if isinstance(slot[name], Tensor) or adam:              # others may keep None, tables, 8 bits
                 like = slot[name] if "fused" not in group else p if name != "step" else slot[name].reshape(())
                 pairs[f"the optimizer's {name} of parameter {i}"] = (slot[name], like)
     for name, (x, like) in pairs.items():
@@ -155,7 +155,7 @@ def check_tensors(trainer, reference: dict, moments: dict) -> None:
 
 
 def save_state(folder: str | os.PathLike, trainer, extra: Any = None) -> None:
-    """Write a checkpoint; `extra` is the caller's own (what `pack` takes). ValueError for a folder that holds anything else."""
+    """Write a checkpoint; `extra` is the caller's own, what `pack` takes. ValueError for a folder with anything else in it."""
     check_place(Path(os.path.realpath(folder)))
     model, reference, scheduler = trainer.model, trainer.ref_model, trainer.lr_scheduler
     tensors = {"generator": trainer.generator.get_state()}

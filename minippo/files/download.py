@@ -48,11 +48,11 @@ class AsItIs(urllib.request.HTTPErrorProcessor):
 def request(url: str, position: int, token: str):
     """GET `url` from byte `position` on; returns the response, its status 200 or 206, and the endpoint's own headers.
 
-    For a large file it redirects to a storage host: commit, size and hash are headers of the redirect; the token must not follow.
+    Large files are redirected to a storage host: commit, size and hash are headers of the redirect; the token must not follow.
     """
     home, facts, timeout = urlsplit(url)[:2], {}, float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or 10)
     for _ in range(10):
-        token = token if urlsplit(url)[:2] == home else ""                      # (scheme, host:port); and it does not come back
+        token = token if urlsplit(url)[:2] == home else ""                  # (scheme, host:port); and it does not come back
         headers = {"User-Agent": "minippo", "Accept-Encoding": "identity"}
         headers |= {"Authorization": f"Bearer {token}"} if token else {}
         headers |= {"Range": f"bytes={position}-"} if position else {}
@@ -98,8 +98,8 @@ def receive(response, facts: dict, temp: Path, size: int | None, label: str, sta
             out.write(chunk)
             done, seconds = done + len(chunk), time.monotonic() - started
             if max(done, size or 0) > most or done < SLOWEST * (seconds - GRACE):
-                raise ConnectionError(f"{response.url}: {done:,} of {size or '?'} bytes in {seconds:.0f} s; such a file may have "
-                                      f"{most:,}, and must come at {SLOWEST:,} a second; gave up")
+                raise ConnectionError(f"{response.url}: {done:,} of {size or '?'} bytes in {seconds:.0f} s; such a "
+                                      f"file may have {most:,}, and must come at {SLOWEST:,} a second; gave up")
             if not chunk or seconds > shown + 0.2:
                 shown, total = seconds, f" of {size:,} bytes, {100 * done // size}%" if size else " bytes"
                 say(f"{label}: {done:,}{total}, {done / 1e6 / (seconds + 1e-3):.1f} MB/s", "\r" if chunk else "\n")
@@ -110,7 +110,7 @@ def receive(response, facts: dict, temp: Path, size: int | None, label: str, sta
 def fetch(url: str, temp: Path, size: int | None, label: str, token: str) -> dict[str, str]:
     """Download `url` to `temp`, going on where it was cut off; returns the endpoint's headers, their names in lower case.
 
-    size: the bytes it must have, where they are known; label: what the progress line calls it. OSError where it failed for good.
+    size: the bytes it must have, where they are known; label: for the progress line. OSError where it failed for good.
     """
     started, failures, farthest, version = time.monotonic(), 0, 0, None
     while True:

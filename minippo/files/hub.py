@@ -52,7 +52,7 @@ COMMON = {
     "vocab.json": (1042301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
     "merges.txt": (456318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
 }
-PUBLIC_MODELS = {    # at a pinned revision and known by their bytes: a cached file of another size or hash is not taken for it
+PUBLIC_MODELS = {    # at a pinned revision, and known by their bytes: a cached file of another size or hash does not count
     "gpt2": HubModel("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e", COMMON | {
         "generation_config.json": (124, "ed0b32ac72c0f5f44a719abb2d7786ea5146c871f83717b7f2018065954de02b"),
         "config.json": (665, "0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4"),
@@ -174,8 +174,8 @@ def download(storage: Path, model: HubModel, files: Sequence[str], optional: Seq
     """Fetch what the snapshot lacks and return its folder; an optional file that the repo does not have is noted."""
     commit, ref = "" if model.revision == "main" else model.revision, storage / "refs" / "main"
     for name in (*files, *optional):
-        absent = storage / ".no_exist" / commit / name
-        if commit and (name in optional and absent.exists() or not faults(storage / "snapshots" / commit, (name,), model.files)):
+        snapshot, absent = storage / "snapshots" / commit, storage / ".no_exist" / commit / name
+        if commit and (name in optional and absent.exists() or not faults(snapshot, (name,), model.files)):
             continue
         try:
             commit = download_file(storage, model.repo, commit or "main", name, *model.files.get(name, (None, None)))
@@ -232,7 +232,7 @@ def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional
 
 def push_folder(folder: str | os.PathLike, repo_id: str, token: str | None = None, private: bool = False,
                 commit_message: str = "Upload with minippo") -> str:
-    """Upload a folder to the Hub, to a new repo where there is none; returns its address. token: None is HF_TOKEN or the stored one."""
+    """Upload a folder to the Hub, to a new repo where there is none; returns its address. token: by default the stored one."""
     check_repo_id(repo_id)
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} does not exist: expected a folder that save_pretrained wrote")

@@ -7,8 +7,8 @@
     vocab.json, merges.txt      and what else the tokenizer writes
     README.md                   a short model card
 
-Read as well: names without the prefix, mask buffers of old files, an lm_head that equals wte, F16 and BF16, a value head inside
-model.safetensors as TRL kept it, weights in parts that model.safetensors.index.json lists.
+Read as well: names without the prefix, mask buffers of old files, an lm_head that equals wte, F16 and BF16, a value head
+inside model.safetensors as TRL kept it, weights in parts that model.safetensors.index.json lists.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNCHANGEABLE = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale
 
 def find_model(name_or_dir: str | os.PathLike) -> Path:
     """The folder of a public model or a model folder, downloaded where it must be."""
-    name, optional = str(name_or_dir), ("generation_config.json", VALUE_HEAD)       # the first for transformers, in the same cache
+    name, optional = str(name_or_dir), ("generation_config.json", VALUE_HEAD)       # the first for transformers
     try:
         return resolve_model(name, ("config.json", WEIGHTS), optional)
     except FileNotFoundError as error:
@@ -62,7 +62,7 @@ def part_names(index: Path) -> list[str]:
     except (LookupError, TypeError, AttributeError) as error:
         bad = [error]
     if bad:
-        raise ValueError(f"{index}: expected weight_map, an object of tensor -> name of a .safetensors file, got {bad[0]!r:.80}")
+        raise ValueError(f"{index}: expected weight_map, tensor -> name of a .safetensors file, got {bad[0]!r:.80}")
     return sorted(set(names))
 
 
@@ -93,7 +93,8 @@ def read_config(folder: Path) -> dict:
     eos = raw.get("eos_token_id")
     if eos is not None and type(eos) is not int:
         raise ValueError(f"{path}: eos_token_id must be one integer or null, got {eos!r:.80}")
-    return {name: raw[name] for name in SIZES} | {"layer_norm_epsilon": raw.get("layer_norm_epsilon", 1e-5), "eos_token_id": eos}
+    epsilon = raw.get("layer_norm_epsilon", 1e-5)
+    return {name: raw[name] for name in SIZES} | {"layer_norm_epsilon": epsilon, "eos_token_id": eos}
 
 
 def as_fp32(path: Path, name: str, tensor: Tensor) -> Tensor:
@@ -168,9 +169,10 @@ A GPT-2 ({n_layer} layers, width {n_embd}, {n_head} heads, {parameters:,} parame
 
 def write_model(folder: Path, config: dict, weights: dict[str, Tensor], v_head: dict[str, Tensor] | None = None,
                 tokenizer=None, card: str = MODEL_CARD) -> None:
-    """Write the files of a model folder into a folder that exists. config: GPT2Config's fields; weights: GPT2's parameters."""
-    known = (getattr(tokenizer, "eos_token_id", None), config["eos_token_id"], 50256 if config["vocab_size"] == 50257 else None)
-    eos = next((eos for eos in known if eos is not None), None)                # of 50257 tokens the last is <|endoftext|>
+    """Write a model folder's files into a folder that exists. config: GPT2Config's fields; weights: GPT2's parameters."""
+    eos = getattr(tokenizer, "eos_token_id", None)
+    eos = config["eos_token_id"] if eos is None else eos
+    eos = 50256 if eos is None and config["vocab_size"] == 50257 else eos                  # GPT-2's <|endoftext|>
     stored = {f"transformer.{name}": p.detach().T if name.endswith(TRANSPOSED) else p.detach() for name, p in weights.items()}
     write_safetensors(folder / WEIGHTS, stored, {"format": "pt"})              # transformers asks for the format
     if v_head is not None:

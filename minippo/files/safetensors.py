@@ -86,12 +86,13 @@ def parse(header: bytes, file_size: int) -> tuple[dict[str, TensorInfo], dict[st
     check(isinstance(entries, dict), f"expected a JSON object as header, got {header[:40]!r}")
     metadata = entries.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
-    check(isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values()), "__metadata__: no object of texts")
+    texts = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
+    check(texts, "__metadata__: no object of texts")
     "".join([*entries, *metadata, *metadata.values()]).encode()         # raises where a text is not Unicode
     position = 8 + len(header)
     infos = {name: tensor_info(name, entry, position) for name, entry in entries.items()}
     infos = dict(sorted(infos.items(), key=lambda item: item[1][2:]))
-    for name, info in infos.items():                                    # an overlap is a memory bomb, a hole hides a second file
+    for name, info in infos.items():                                # an overlap is a memory bomb, a hole hides a second file
         check(info.start == position, f"tensor {name!r:.80} starts at byte {info.start}, expected {position}")
         position = info.end
     check(position == file_size, f"the file has {file_size:,} bytes, its header says {position:,}")

@@ -67,8 +67,7 @@ def _check_vocab(vocab: dict[str, int]) -> None:
         raise ValueError("vocab.json: expected an object of token -> integer id")
     for expected, found in enumerate(sorted(vocab.values())):
         if found != expected:
-            raise ValueError(f"vocab.json: its tokens need the ids 0 to {len(vocab) - 1}, each once, but {found} stands where "
-                             f"{expected} should")
+            raise ValueError(f"vocab.json: expected the ids 0 to {len(vocab) - 1}, each once; {found} stands where {expected} should")
     if missing := [token for token in (*ALPHABET, EOS) if token not in vocab]:
         raise ValueError(f"vocab.json: lacks {len(missing)} of the 256 single bytes and {EOS!r}; the first is {missing[0]!r}")
 
@@ -101,7 +100,7 @@ def _mergeable_tokens(vocab: dict[str, int], merges: list[str]) -> dict[str, byt
         product = "".join(pair)
         if product not in vocab or product == EOS:
             raise ValueError(f"merges.txt line {line}: {merge!r} makes {product!r}, no ordinary token of vocab.json")
-        # tiktoken knows what a merge makes, but not from which parts: in the order in which they were learnt it is one way only
+        # tiktoken knows what a merge makes, not of which parts: only in the order of learning is there one way
         left, right = (tokens[token] for token in pair)
         if not _takes_place(left, right, ranks, parts):
             raise ValueError(f"merges.txt line {line}: {merge!r} can never take place after the lines above it; "
@@ -118,8 +117,8 @@ def _check_complete(vocab: dict[str, int], tokens: dict[str, bytes], added: dict
     """
     for token in sorted(vocab.keys() - tokens.keys() - added.keys() - {EOS}, key=vocab.get):
         if any(token[:i] in tokens and token[i:] in tokens for i in range(1, len(token))):
-            raise ValueError(f"merges.txt has {len(tokens) - len(ALPHABET)} merges, and none makes {token!r} of vocab.json from "
-                             "tokens that there are: the file is cut off, or of another vocabulary; fetch it again")
+            raise ValueError(f"merges.txt has {len(tokens) - len(ALPHABET)} merges, and none makes {token!r} of "
+                             "vocab.json: the file is cut off, or of another vocabulary; fetch it again")
 
 
 class Tokenizer:
@@ -128,8 +127,8 @@ class Tokenizer:
     vocab: token -> id, as in vocab.json: the 256 bytes, what the merges make and <|endoftext|>, under the ids 0 to V - 1
     in any order. There may be other tokens, which can be decoded, but which no text is encoded to.
     merges: "left right", as in merges.txt, in the order in which they were learnt.
-    added: text -> (id, whether it is special) of tokens such as a pad: in vocab.json, too, or with the ids from V on. They count
-    and are decoded; in a text they are ordinary text, as <|endoftext|> is, so that no text can end another.
+    added: text -> (id, whether it is special) of tokens such as a pad: in vocab.json, too, or with the ids from V on. They
+    count and are decoded; in a text they are ordinary text, as <|endoftext|> is, so that no text can end another.
     """
 
     def __init__(self, vocab: dict[str, int], merges: list[str], added: dict[str, tuple[int, bool]] | None = None):
@@ -138,8 +137,8 @@ class Tokenizer:
         _check_complete(vocab, tokens, added)
         beyond = sorted((i, text) for text, (i, _) in added.items() if vocab.get(text) != i)
         if any(i != len(vocab) + n or text in vocab for n, (i, text) in enumerate(beyond)):
-            raise ValueError(f"added tokens: expected those that vocab.json has not, with the ids from {len(vocab)} on without a "
-                             f"hole, got {beyond!r:.80}")
+            raise ValueError("added tokens: expected those that vocab.json has not, with the "
+                             f"ids from {len(vocab)} on without a hole, got {beyond!r:.80}")
         self.vocab_size = len(vocab) + len(beyond)
         self.eos_token_id = self.bos_token_id = vocab[EOS]
         self._vocab, self._merges, self._added = vocab, merges, added
@@ -156,7 +155,7 @@ class Tokenizer:
         return {"input_ids": self.encode(text) if isinstance(text, str) else [self.encode(one) for one in text]}
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text; "<|endoftext|>" in it is ordinary text, never the EOS id. A lone surrogate counts as U+FFFD."""
+        """The token ids of a text; "<|endoftext|>" in it is ordinary text, never EOS; a lone surrogate counts as U+FFFD."""
         if not isinstance(text, str):
             raise ValueError(f"encode takes one text (str), got {type(text).__name__}")
         return [self._id_of_rank[rank] for rank in self._encoding.encode_ordinary(text)]
@@ -264,7 +263,7 @@ def load_tokenizer(name_or_dir: str | os.PathLike) -> Tokenizer:
     if folder.is_dir():
         if not _gpt2_without_tokenizer(folder):
             return _load_folder(folder)
-        name = "gpt2"
+        name = "openai-community/gpt2"          # "gpt2" may be a folder here
     is_gpt2 = name in PUBLIC_MODELS or name in {model.repo for model in PUBLIC_MODELS.values()}
     try:
         return _load_folder(resolve_model(name, FILES, () if is_gpt2 else tuple(MORE_FILES)))
