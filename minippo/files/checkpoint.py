@@ -142,12 +142,13 @@ def check_tensors(trainer, reference: dict, moments: dict) -> None:
     pairs = {f"the reference's {name}": (reference[name], p) for name, p in trainer.ref_model.state_dict().items()}
     parameters = dict(enumerate((p, group) for group in trainer.optimizer.param_groups for p in group["params"]))
     adam = isinstance(trainer.optimizer, (torch.optim.Adam, torch.optim.AdamW))
+    fused = adam or isinstance(trainer.optimizer, (torch.optim.SGD, torch.optim.Adagrad))       # may be: those have such kernels
     for i, slot in moments.items():
         p, group = parameters[i]
         names = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")[:4 if group["amsgrad"] else 3] if adam else slot
         for name in names:
             if isinstance(slot[name], Tensor) or adam:              # others may keep None, tables, 8 bits
-                like = slot[name] if "fused" not in group else p if name != "step" else slot[name].reshape(())
+                like = slot[name] if not fused else p if name != "step" else slot[name].reshape(())
                 pairs[f"the optimizer's {name} of parameter {i}"] = (slot[name], like)
     for name, (x, like) in pairs.items():
         if x.shape != like.shape or x.dtype != like.dtype or not torch.isfinite(x).all():

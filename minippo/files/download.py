@@ -67,7 +67,7 @@ def request(url: str, position: int, token: str):
             facts |= {name.lower(): value for name, value in answer.items()}
         if status in (200, 206):
             return response, facts
-        response.close()                                                        # unread: its body may have no end
+        response.close()                                                    # unread: its body may have no end
         to = urljoin(url, answer.get("Location", ""))
         if status not in (301, 302, 303, 307, 308) or not to.startswith(("http://", "https://")):
             break

@@ -79,21 +79,19 @@ def check_repo_id(repo_id: str) -> None:
                          "most 96 of A-Z a-z 0-9 _ - . without - or . at an end, without -- or .. or a final .git")
 
 
-def env_path(name: str, default: str | Path) -> Path:
-    return Path(os.path.expanduser(os.path.expandvars(os.environ.get(name) or default)))
-
-
-def hf_home() -> Path:
-    return env_path("HF_HOME", env_path("XDG_CACHE_HOME", "~/.cache") / "huggingface")
+def hf_path(rest: str, *names: str) -> Path:
+    """The first of `names` that the environment sets, else `rest` in HF_HOME."""
+    home = os.environ.get("HF_HOME") or (os.environ.get("XDG_CACHE_HOME") or "~/.cache") + "/huggingface"
+    path = next((os.environ[name] for name in names if os.environ.get(name)), f"{home}/{rest}")
+    return Path(os.path.expanduser(os.path.expandvars(path)))
 
 
 def storage_of(repo: str) -> Path:
-    cache = env_path("HF_HUB_CACHE", env_path("HUGGINGFACE_HUB_CACHE", hf_home() / "hub"))
-    return cache / ("models--" + repo.replace("/", "--"))
+    return hf_path("hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE") / ("models--" + repo.replace("/", "--"))
 
 
 def stored_token() -> str:
-    path = env_path("HF_TOKEN_PATH", hf_home() / "token")
+    path = hf_path("token", "HF_TOKEN_PATH")
     token = os.environ.get("HF_TOKEN") or (path.read_text() if path.is_file() else "")
     return "".join(token.split())               # a line break would end up, with the token, in http.client's error message
 
@@ -205,8 +203,7 @@ def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional
     folder = Path(os.path.expanduser(name))
     is_path = not isinstance(name_or_dir, str) or name.startswith((os.sep, ".", "~")) or name.count("/") > 1
     if is_path or name and os.path.lexists(folder):
-        wrong = faults(folder, files, {}) if folder.is_dir() else ["does not exist or is no folder"]
-        if wrong:
+        if wrong := faults(folder, files, {}) if folder.is_dir() else ["does not exist or is no folder"]:
             raise FileNotFoundError(f"{folder} {', '.join(wrong)}: expected a folder with {', '.join(files)}")
         return folder
     check_repo_id(name)

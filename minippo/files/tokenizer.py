@@ -56,18 +56,14 @@ ALPHABET = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + i): byte for i, b
 
 def _token_bytes(token: str) -> bytes:
     """The bytes that a token of vocab.json stands for; one with a character outside the alphabet is its own text."""
-    try:
-        return bytes([ALPHABET[char] for char in token])
-    except KeyError:
-        return token.encode("utf-8", "replace")
+    return bytes(map(ALPHABET.get, token)) if ALPHABET.keys() >= set(token) else token.encode("utf-8", "replace")
 
 
 def _check_vocab(vocab: dict[str, int]) -> None:
     if not isinstance(vocab, dict) or any(type(i) is not int for i in vocab.values()):
         raise ValueError("vocab.json: expected an object of token -> integer id")
-    for expected, found in enumerate(sorted(vocab.values())):
-        if found != expected:
-            raise ValueError(f"vocab.json: expected the ids 0 to {len(vocab) - 1}, each once; {found} stands where {expected} should")
+    if wrong := [f"{found} stands where {i} should" for i, found in enumerate(sorted(vocab.values())) if found != i]:
+        raise ValueError(f"vocab.json: expected the ids 0 to {len(vocab) - 1}, each once; {wrong[0]}")
     if missing := [token for token in (*ALPHABET, EOS) if token not in vocab]:
         raise ValueError(f"vocab.json: lacks {len(missing)} of the 256 single bytes and {EOS!r}; the first is {missing[0]!r}")
 
