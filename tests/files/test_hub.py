@@ -615,8 +615,10 @@ def test_a_cached_file_of_other_bytes_is_not_the_public_model(server, home, monk
     monkeypatch.setitem(hub.PUBLIC_MODELS, "gpt2", HubModel("openai-community/gpt2", OTHER, known))
     for name, body in zip(FILES, (CONFIG, WEIGHTS)):
         server.files[f"/openai-community/gpt2/resolve/{OTHER}/{name}"] = body
+    monkeypatch.setattr(hub, "SMALL", 100)                      # the weights are known by their size alone
     theirs = cached(home, "gpt2", COMMIT, ref=COMMIT)
     (theirs / "config.json").write_bytes(CONFIG)
+    (theirs / "model.safetensors").write_bytes(WEIGHTS + b"!")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match="has another model.safetensors than the published one"):
         resolve_model("gpt2", FILES)
