@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import Context, causal_attention
 from .fast import linear
-from .files.model_folder import check_layers, find_model, read_config, read_weights, save_model
+from .files.model_folder import find_model, read_config, read_weights, save_model
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,6 @@ class GPT2(nn.Module):
         folder = find_model(name_or_dir)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         config = GPT2Config(**read_config(folder))
-        check_layers(folder, config.n_layer)
         with torch.device("meta"):                                                # shapes without memory, for the file's tensors
             model = cls(config, dtype=dtype)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}

@@ -243,9 +243,9 @@ def test_a_pickle_in_place_of_weights_is_refused_and_never_read(base, tmp_path):
     model.mkdir()
     (model / "config.json").write_bytes((base / "model" / "config.json").read_bytes())
     (model / "pytorch_model.bin").write_bytes(hostile_pickle(tmp_path / "touched"))
-    with pytest.raises(FileNotFoundError, match="lacks model.safetensors; it holds config.json, pytorch_model.bin"):
+    with pytest.raises(FileNotFoundError, match="lacks model.safetensors: expected a folder with config.json"):
         GPT2WithValueHead.from_pretrained(str(model), device="cpu")
-    with pytest.raises(FileNotFoundError, match="is a file: expected a folder with .*model.safetensors"):
+    with pytest.raises(FileNotFoundError, match="is no folder: expected a folder with .*model.safetensors"):
         GPT2WithValueHead.from_pretrained(str(model / "pytorch_model.bin"), device="cpu")
     os.rename(model / "pytorch_model.bin", model / "model.safetensors")
     with pytest.raises(ValueError, match="never unpickles"):

@@ -1,8 +1,7 @@
 """Files and folders that are there whole or not at all: written beside their place, synced to the disk, then renamed.
 
-A reader sees the old one or the new one, never half of either, also when the power fails. What a killed process leaves
-behind carries a name that nobody else gives, see TEMPORARY, so that it can be removed without touching anything foreign.
-Reading has one function here, too: read_json, which takes no memory for what cannot be a file of ours.
+A reader sees the old one or the new one, never half of either, also when the power fails. What a killed process leaves behind
+has a name that nobody else gives, see TEMPORARY, and can be removed without touching anything foreign. A link stays a link.
 """
 
 from __future__ import annotations
@@ -28,10 +27,9 @@ def beside(path: Path, kind: str) -> Path:
 
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk."""
-    windows = os.name == "nt"                   # there folders cannot be opened, and only what may be written can be synced
-    if windows and path.is_dir():
+    if os.name == "nt" and path.is_dir():                   # Windows opens no folders, and syncs only what may be written
         return
-    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -46,26 +44,19 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file to write into. It stands at `path` when the block ends without an error; before, the old one does.
+def read_text(path: Path, limit: int) -> str:
+    """The text of a file; ValueError, and nothing is read, where it is a pipe or the like, or has more than `limit` bytes."""
+    if (size := path.stat().st_size) > limit or not path.is_file():
+        raise ValueError(f"{path} has {size:,} bytes or is not a file; expected a file of at most {limit:,} bytes")
+    return path.read_text(encoding="utf-8", errors="replace")           # line ends of any kind become \n
 
-    A link stays a link: what it points to is replaced.
-    """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise FileExistsError(f"{path} is there and not a file; choose another place")      # os.replace would replace a device
-    temporary = beside(path, "tmp")
+
+def read_json(path: Path, limit: int = MAX_JSON) -> Any:
+    text = read_text(path, limit)
     try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); fetch or write the file again") from error
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -77,25 +68,30 @@ def write_json(path: str | os.PathLike, content: dict) -> None:
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path, limit: int = MAX_JSON) -> Any:
-    """The content of a JSON file; ValueError where it is none, or has more than `limit` bytes, of which none is read then."""
-    if path.exists() and not path.is_file():                # a pipe would keep us waiting for ever
-        raise ValueError(f"{path} is there and not a file")
-    if (size := path.stat().st_size) > limit:
-        raise ValueError(f"{path} has {size:,} bytes, expected at most {limit:,}: this is another file")
+@contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file to write into; it stands at `path` when the block ends without an error."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is there and not a file; choose another place")      # os.replace would replace a device
+    temporary = beside(path, "tmp")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch or write the file again") from error
+        with open(temporary, "xb") as file:
+            yield file
+        sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 @contextmanager
 def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
     """A temporary folder to write into; its files are in `folder` when the block ends without an error.
 
-    A new folder appears by one rename. Where one is there already, `whole` puts the new one in its place: whoever calls has
-    made sure that it may go. It is set aside first and removed last; after a crash between the two find_folder puts it back.
-    Otherwise each file is replaced in one step, and foreign files stay. A link stays a link, also to another disk.
+    Where a folder is there already, `whole` replaces it (it is set aside first and removed last; after a crash between the two
+    find_folder puts it back); otherwise each file is replaced in one step, and foreign files stay.
     """
     folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
@@ -107,19 +103,17 @@ def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for path in temporary.iterdir():
+        for path in (*temporary.iterdir(), temporary):
             sync(path)
-        sync(temporary)
         if into:
             for path in temporary.iterdir():
                 os.replace(path, folder / path.name)
             temporary.rmdir()
-            sync(folder)
         else:
             if folder.exists():
                 os.rename(folder, aside)
             os.rename(temporary, folder)
-        sync(folder.parent)
+        sync(folder if into else folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         if aside.exists() and not folder.exists():          # the second rename failed, or Ctrl+C came between the two
@@ -132,8 +126,8 @@ def find_folder(folder: str | os.PathLike) -> Path:
     """`folder`, put back if a crash came between setting the old one aside and putting the new one in its place."""
     folder = Path(os.path.realpath(folder))
     if not folder.exists() and folder.parent.is_dir():
-        matches = [(path, TEMPORARY.fullmatch(path.name)) for path in folder.parent.iterdir()]
-        asides = [path for path, match in matches if match and match.groups() == (folder.name, "old")]
+        asides = [path for path in folder.parent.iterdir()
+                  if (match := TEMPORARY.fullmatch(path.name)) and match.groups() == (folder.name, "old")]
         if asides:
             os.rename(max(asides, key=lambda path: path.stat().st_mtime), folder)
     if not folder.is_dir():
@@ -144,6 +138,5 @@ def find_folder(folder: str | os.PathLike) -> Path:
 def remove_leftovers(folder: Path, names: re.Pattern) -> None:
     """Remove what killed processes left of files and folders whose names match `names`; nothing else."""
     for path in folder.iterdir():
-        match = TEMPORARY.fullmatch(path.name)
-        if match and names.fullmatch(match[1]):
+        if (match := TEMPORARY.fullmatch(path.name)) and names.fullmatch(match[1]):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -5,8 +5,8 @@
     trainer.json                    the numbers: steps, kl_coef, running moments, and where each tensor belongs
     manifest.json                   name, size and sha256 of every other file, written last
 
-No pickle: JSON keeps the types that a state_dict has, see `pack`. A checkpoint is state, not settings: learning rate, eps, a fixed
-kl_coef and so on are those of the trainer that loads it; where a scheduler moves it, the learning rate is state.
+No pickle: JSON keeps the types that a state_dict has, see `pack`. A checkpoint is state, not settings: learning rate, eps, a
+fixed kl_coef are those of the trainer that loads it; where a scheduler moves it, the learning rate is state.
 """
 
 from __future__ import annotations
@@ -21,22 +21,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from .atomic import MAX_JSON, TEMPORARY, find_folder, new_folder, read_json, sha256, write_json
-from .model_folder import check_layers, read_config, read_value_head, read_weights, write_model
+from .model_folder import read_value_head, read_weights, write_model
 from .safetensors import read_safetensors, write_safetensors
 
-OFTEN = "use an earlier checkpoint"
 FILES = {"config.json", "model.safetensors", "value_head.safetensors", "trainer.safetensors", "trainer.json"}
 DESKTOP = {".DS_Store", "Thumbs.db", "desktop.ini"}     # a folder that someone has looked at is still ours
-SCHEDULED = ("lr", "betas", "momentum")                 # of an optimizer's group: state where a scheduler moves them, else settings
+SCHEDULED = {"lr", "betas", "momentum"}                 # of a group: state where a scheduler moves them, else settings
 
-
-# --- values with their types, in JSON -------------------------------------------------------------------------------
 
 def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """`value` as JSON that `unpack` turns back, types included. Its tensors go into `tensors`; their names begin with `name`."""
+    """`value` as JSON that `unpack` turns back, types included; its tensors go into `tensors`, as `name` and what follows."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
@@ -50,8 +46,7 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if isinstance(value, dict):                         # as pairs: JSON would make texts of whole numbers as keys
         kind = "counter" if isinstance(value, Counter) else "dict"
         return {kind: [[pack(key, tensors, name), pack(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
-    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; it holds numbers, texts, tensors, None, "
-                    "and lists, tuples, dictionaries and counters of them")
+    raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot hold; it takes numbers, tensors, lists, ...")
 
 
 def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -60,8 +55,6 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [unpack(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
-    if len(value) != 1:
-        raise ValueError(f"trainer.json holds {sorted(value)[:3]}, which is not what this version writes")
     (kind, content), = value.items()
     if kind == "tensor":
         return tensors[content]
@@ -70,28 +63,21 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     return {"dict": dict, "counter": Counter}[kind]({unpack(key, tensors): unpack(item, tensors) for key, item in content})
 
 
-# --- the manifest ---------------------------------------------------------------------------------------------------
-
 def verify_folder(folder: str | os.PathLike) -> dict:
-    """The manifest of a checkpoint whose files all have the sizes and hashes it names; ValueError for the first that has not."""
+    """The manifest of a checkpoint, when all files have the sizes and hashes it names; else ValueError for the first."""
     folder = find_folder(folder)
     if not (folder / "manifest.json").exists():
         raise FileNotFoundError(f"{folder} holds no manifest.json, so it is no checkpoint of minippo")
     try:
         manifest = read_json(folder / "manifest.json")
-        files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        listed = {name: manifest["files"][name] for name in sorted(FILES | manifest["files"].keys())}
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in listed.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / 'manifest.json'} is damaged ({error!r}); {OFTEN}") from error
-    if missing := sorted(FILES - files.keys()):
-        raise ValueError(f"{folder}: the manifest does not name {missing}; {OFTEN}")
+        raise ValueError(f"{folder / 'manifest.json'} is damaged ({error!r}); use an earlier checkpoint") from error
     for name, (size, digest) in files.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise ValueError(f"{folder}: the manifest names {name!r}, which is not there; {OFTEN}")
-        if path.stat().st_size != size:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes, its manifest says {size}; {OFTEN}")
-        if sha256(path) != digest:
-            raise ValueError(f"{path} is damaged: its sha256 is not the manifest's; {OFTEN}")
+        if Path(name).name != name or not path.is_file() or path.stat().st_size != size or sha256(path) != digest:
+            raise ValueError(f"{path} is damaged: it is not the file of the manifest; use an earlier checkpoint")
     return manifest
 
 
@@ -99,10 +85,8 @@ def check_place(folder: Path) -> None:
     """ValueError where something else than a checkpoint of ours lies at `folder`, which saving would replace."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     there = {name for name in names if not TEMPORARY.fullmatch(name)} - DESKTOP
-    if not there:
-        return
     try:
-        ours = {"manifest.json", *read_json(folder / "manifest.json")["files"]}
+        ours = {"manifest.json", *read_json(folder / "manifest.json")["files"]} if there else FILES
     except (OSError, ValueError, LookupError, TypeError):
         ours = set()
     if not FILES <= ours:
@@ -112,29 +96,74 @@ def check_place(folder: Path) -> None:
                          "move that away, or choose another folder")
 
 
-# --- saving and loading ---------------------------------------------------------------------------------------------
+def identity(trainer) -> dict[str, Any]:
+    """What a checkpoint and the trainer that loads it must share: sizes, kinds, each parameter's index in the optimizer."""
+    scheduler, names = trainer.lr_scheduler, {id(p): name for name, p in trainer.model.named_parameters()}
+    sizes = {f"the {kind}'s {name}": size for kind, model in (("model", trainer.model), ("reference", trainer.ref_model))
+             for name, size in asdict(model.config).items() if name != "eos_token_id"}
+    places = {f"the optimizer's index of {names.get(id(p), 'a parameter of another model')}": (i, j)
+              for i, group in enumerate(trainer.optimizer.param_groups) for j, p in enumerate(group["params"])}
+    return sizes | places | {"the optimizer": type(trainer.optimizer).__name__,
+                             "the learning rate scheduler": scheduler and type(scheduler).__name__}
 
-def group_names(trainer) -> list[list[str]]:
-    """The names of the parameters in each of the optimizer's groups."""
-    names = {id(p): name for name, p in trainer.model.named_parameters()}
-    return [[names.get(id(p), "not the model's") for p in group["params"]] for group in trainer.optimizer.param_groups]
+
+def with_own_settings(trainer, saved: list[dict]) -> list[dict]:
+    """The optimizer's groups of a checkpoint, with this trainer's settings: what its constructor takes; the rest is state."""
+    settings = {"params", *inspect.signature(type(trainer.optimizer)).parameters}
+    settings -= SCHEDULED if trainer.lr_scheduler is not None else set()
+    own = trainer.optimizer.state_dict()["param_groups"]
+    return [{**ours, **theirs, **{name: value for name, value in ours.items() if name in settings}}
+            for theirs, ours in zip(saved, own, strict=True)]
+
+
+def check_state(trainer, state: dict) -> None:
+    """ValueError for the state of a trainer of other sizes or kinds, and for numbers that no trainer can have."""
+    saved, own = state["identity"], identity(trainer)
+    if differ := [what for what in saved | own if saved.get(what) != own.get(what)]:
+        raise ValueError(f"{differ[0]}: {saved.get(differ[0])} in the checkpoint, {own.get(differ[0])} in this trainer; "
+                         "build it with the model (sizes and frozen parameters), optimizer and lr_scheduler that were saved")
+    saved, own = ({name: "number" if type(x) in (int, float) else type(x).__name__ for name, x in (each or {}).items()}
+                  for each in (state["lr_scheduler"], trainer.lr_scheduler and trainer.lr_scheduler.state_dict()))
+    if saved != own:
+        raise ValueError(f"the scheduler's numbers differ from this trainer's in {sorted(saved.items() ^ own.items())!r:.200}")
+    numbers = [("kl_coef", state["kl_coef"], 0.0), ("steps_done", state["steps_done"], 0)]
+    numbers += [(name, state["moments"][name], 0.0) for name in vars(trainer.moments)]
+    groups = zip(state["optimizer"]["param_groups"], trainer.optimizer.param_groups, strict=True)
+    numbers += [(name, theirs[name], ours[name]) for theirs, ours in groups for name in SCHEDULED & ours.keys()]
+    for name, value, like in numbers:
+        x, like = (torch.as_tensor(number, dtype=torch.float64) for number in (value, like))
+        low, high = -math.inf if name == "mean" else 0, 1 if name in ("betas", "momentum") else math.inf
+        if x.shape != like.shape or not ((low <= x) & (x < high)).all() or name == "steps_done" and type(value) is not int:
+            raise ValueError(f"{name} is {value!r:.80}, which no trainer has")
+
+
+def check_tensors(trainer, reference: dict, moments: dict) -> None:
+    """ValueError for tensors of another shape or type, or not finite: a fused optimizer reads past the end of short ones."""
+    pairs = {f"the reference's {name}": (reference[name], p) for name, p in trainer.ref_model.state_dict().items()}
+    parameters = dict(enumerate((p, group) for group in trainer.optimizer.param_groups for p in group["params"]))
+    adam = isinstance(trainer.optimizer, (torch.optim.Adam, torch.optim.AdamW))
+    fused = adam or isinstance(trainer.optimizer, (torch.optim.SGD, torch.optim.Adagrad))       # may be: those have such kernels
+    for i, slot in moments.items():
+        p, group = parameters[i]
+        names = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")[:4 if group["amsgrad"] else 3] if adam else slot
+        for name in names:
+            if isinstance(slot[name], Tensor) or adam:              # others may keep None, tables, 8 bits
+                like = slot[name] if not fused else p if name != "step" else slot[name].reshape(())
+                pairs[f"the optimizer's {name} of parameter {i}"] = (slot[name], like)
+    for name, (x, like) in pairs.items():
+        if x.shape != like.shape or x.dtype != like.dtype or not torch.isfinite(x).all():
+            raise ValueError(f"{name} is {tuple(x.shape)} {x.dtype}, expected finite numbers {tuple(like.shape)} {like.dtype}")
 
 
 def save_state(folder: str | os.PathLike, trainer, extra: Any = None) -> None:
-    """Write a checkpoint. `extra` is the caller's own (what `pack` takes), and comes back from load_state.
-
-    ValueError for a folder that holds anything else; OSError leaves what was there as it was.
-    """
+    """Write a checkpoint; `extra` is the caller's own, what `pack` takes. ValueError for a folder with anything else in it."""
     check_place(Path(os.path.realpath(folder)))
     model, reference, scheduler = trainer.model, trainer.ref_model, trainer.lr_scheduler
     tensors = {"generator": trainer.generator.get_state()}
     tensors |= {f"ref_model.{name}": value for name, value in reference.state_dict().items()}
-    state = {"model": asdict(model.config), "reference": asdict(reference.config), "torch": torch.__version__,
-             "steps_done": trainer.steps_done, "kl_coef": trainer.kl_controller.value, "moments": dict(vars(trainer.moments)),
-             "optimizer_class": type(trainer.optimizer).__name__, "optimizer_parameters": group_names(trainer),
-             "optimizer": trainer.optimizer.state_dict(),
-             "scheduler_class": scheduler and type(scheduler).__name__, "lr_scheduler": scheduler and scheduler.state_dict(),
-             "extra": {} if extra is None else extra}
+    state = {"identity": identity(trainer), "steps_done": trainer.steps_done, "kl_coef": trainer.kl_controller.value,
+             "moments": dict(vars(trainer.moments)), "optimizer": trainer.optimizer.state_dict(),
+             "lr_scheduler": scheduler and scheduler.state_dict(), "extra": {} if extra is None else extra}
     packed = pack(state, tensors, "state")
     with new_folder(folder, whole=True) as temporary:
         write_model(temporary, asdict(model.config), dict(model.transformer.named_parameters()),
@@ -146,7 +175,7 @@ def save_state(folder: str | os.PathLike, trainer, extra: Any = None) -> None:
 
 
 def load_state(folder: str | os.PathLike, trainer) -> Any:
-    """Bring `trainer` to the state of a checkpoint, bit for bit, and return what was passed as `extra`.
+    """Bring `trainer` to the state of a checkpoint, bit for bit, and return the caller's `extra`.
 
     Everything is read, verified and compared with the trainer before anything changes; ValueError says what does not fit.
     """
@@ -155,23 +184,25 @@ def load_state(folder: str | os.PathLike, trainer) -> Any:
     try:
         tensors = read_safetensors(folder / "trainer.safetensors")
         state = unpack(read_json(folder / "trainer.json", 256 * MAX_JSON), tensors)
+        moments = {name: state["moments"][name] for name in vars(trainer.moments)}
         extra, optimizer = state["extra"], state["optimizer"]
-        compare(trainer, state)
-        check_numbers(trainer, state)
+        check_state(trainer, state)
         torch.Generator().set_state(tensors["generator"])
-        sizes = read_config(folder)
-        check_layers(folder, sizes["n_layer"])
         shapes = {name: tuple(p.shape) for name, p in trainer.model.transformer.named_parameters()}
         policy = {f"transformer.{name}": p for name, p in read_weights(folder, shapes)}
-        policy |= {f"v_head.{name}": p for name, p in (read_value_head(folder, sizes["n_embd"]) or {}).items()}
+        policy |= {f"v_head.{name}": p for name, p in read_value_head(folder, trainer.model.config.n_embd).items()}
         reference = {name: tensors[f"ref_model.{name}"] for name in trainer.ref_model.state_dict()}
-        check_tensors(trainer, policy, reference, optimizer["state"])
+        check_tensors(trainer, reference, optimizer["state"])
         groups = with_own_settings(trainer, optimizer["param_groups"])
-        load_scheduler(trainer.lr_scheduler, state["lr_scheduler"])         # can only be tried; after it nothing fails
-    except (LookupError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
-        raise ValueError(f"{folder} is no checkpoint that this version reads ({error!r}); nothing was loaded") from error
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}; nothing was loaded") from error
+        if (scheduler := trainer.lr_scheduler) is not None:                # can only be tried; after it nothing fails
+            before = scheduler.state_dict()
+            try:
+                scheduler.load_state_dict(state["lr_scheduler"])
+            except Exception:
+                scheduler.load_state_dict(before)
+                raise
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"{folder} is not of this trainer, or of another version: {error}; nothing was loaded") from error
 
     trainer.optimizer.load_state_dict({"state": optimizer["state"], "param_groups": groups})
     trainer.model.load_state_dict(policy)
@@ -180,93 +211,5 @@ def load_state(folder: str | os.PathLike, trainer) -> Any:
     trainer.steps_done = state["steps_done"]
     if trainer.config.adap_kl_ctrl:
         trainer.kl_controller.value = state["kl_coef"]
-    vars(trainer.moments).update(state["moments"])
+    vars(trainer.moments).update(moments)
     return extra
-
-
-def load_scheduler(scheduler, state: dict | None) -> None:
-    """Load a scheduler's state; one that it cannot take leaves it as it was."""
-    if scheduler is not None:
-        own = scheduler.state_dict()
-        try:
-            scheduler.load_state_dict(state)
-        except Exception:
-            scheduler.load_state_dict(own)
-            raise
-
-
-def with_own_settings(trainer, saved: list[dict]) -> list[dict]:
-    """The optimizer's groups of a checkpoint, with this trainer's settings.
-
-    What the optimizer's constructor takes is a setting, what it keeps in its groups besides is state: torch's own keep nothing
-    there, schedule-free ones their counts.
-    """
-    settings = {"params", *inspect.signature(type(trainer.optimizer)).parameters}
-    settings -= set(SCHEDULED) if trainer.lr_scheduler is not None else set()
-    own = trainer.optimizer.state_dict()["param_groups"]
-    return [{**ours, **theirs, **{name: value for name, value in ours.items() if name in settings}}
-            for theirs, ours in zip(saved, own, strict=True)]
-
-
-def compare(trainer, state: dict) -> None:
-    """ValueError where the checkpoint is of another model, reference, optimizer or scheduler than the trainer has."""
-    def kinds(state: dict | None) -> set:
-        return {(name, "number" if isinstance(x, (int, float)) else type(x).__name__) for name, x in (state or {}).items()}
-
-    scheduler = trainer.lr_scheduler
-    theirs, ours = kinds(state["lr_scheduler"]), kinds(scheduler and scheduler.state_dict())
-    pairs = {f"the {kind}'s {name}": (state[kind][name], own)
-             for kind, model in (("model", trainer.model), ("reference", trainer.ref_model))
-             for name, own in asdict(model.config).items() if name != "eos_token_id"}
-    pairs |= {"the optimizer": (state["optimizer_class"], type(trainer.optimizer).__name__),
-              "the learning rate scheduler": (state["scheduler_class"], scheduler and type(scheduler).__name__),
-              "the scheduler's numbers": (sorted(theirs - ours)[:3], sorted(ours - theirs)[:3])}
-    saved, own = state["optimizer_parameters"], group_names(trainer)
-    if saved != own:
-        saved, own = ({name for group in groups for name in group} for groups in (saved, own))
-        pairs["the optimizer's parameters"] = (sorted(saved - own)[:3] or "the others in other groups", sorted(own - saved)[:3])
-    for what, (saved, own) in pairs.items():
-        if saved != own:
-            raise ValueError(f"{what}: {saved} in the checkpoint, {own} in this trainer; build it with the model (sizes and "
-                             "frozen parameters), optimizer and lr_scheduler that were saved")
-
-
-def check_numbers(trainer, state: dict) -> None:
-    """ValueError for numbers that no trainer can have."""
-    moments = state["moments"]
-    if moments.keys() != vars(trainer.moments).keys():
-        raise ValueError(f"moments are {moments!r:.80}, expected {sorted(vars(trainer.moments))}")
-    for name, value in {"kl_coef": state["kl_coef"], "steps_done": state["steps_done"], **moments}.items():
-        if type(value) not in (int, float) or not math.isfinite(value) or value < 0 and name != "mean":
-            raise ValueError(f"{name} is {value!r:.80}, which no trainer has")
-    if type(state["steps_done"]) is not int:
-        raise ValueError(f"steps_done is {state['steps_done']!r}, expected a whole number")
-    for group, own in zip(state["optimizer"]["param_groups"], trainer.optimizer.param_groups, strict=True):
-        for name in [name for name in SCHEDULED if name in group]:
-            x, like = (torch.as_tensor(each[name], dtype=torch.float64) for each in (group, own))
-            if x.shape != like.shape or not torch.isfinite(x).all() or x.min() < 0 or name != "lr" and x.max() >= 1:
-                raise ValueError(f"the optimizer's {name} is {group[name]!r:.80}, which no scheduler sets")
-
-
-def check_tensors(trainer, policy: dict, reference: dict, moments: dict) -> None:
-    """ValueError for tensors that are missing, misshapen, of another type or not finite: fused Adam reads what it is told to."""
-    wanted = {f"the policy's {name}": (policy[name], p.shape, p.dtype) for name, p in trainer.model.state_dict().items()}
-    wanted |= {f"the reference's {name}": (reference[name], p.shape, p.dtype)
-               for name, p in trainer.ref_model.state_dict().items()}
-    optimizer = trainer.optimizer
-    parameters = dict(enumerate((p, group) for group in optimizer.param_groups for p in group["params"]))
-    torchs = tuple(kind for kind in vars(torch.optim).values() if isinstance(kind, type) and kind is not Optimizer)
-    for i, slot in moments.items():
-        p, group = parameters[i]
-        if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
-            names = {"step", "exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if group["amsgrad"] else set())
-            if slot.keys() != names or not all(isinstance(x, Tensor) for x in slot.values()):
-                raise ValueError(f"the optimizer's state of parameter {i} is {sorted(slot)}, expected tensors {sorted(names)}")
-        for name, x in slot.items():
-            if isinstance(x, Tensor) and isinstance(optimizer, torchs):         # others may keep tables, or 8-bit moments
-                # a count of steps, a row's or column's factor of Adafactor, or one number a weight
-                like = x if x.dim() == 0 or name in ("row_var", "col_var") else p
-                wanted[f"the optimizer's {name} of parameter {i}"] = (x, like.shape, like.dtype)
-    for name, (x, shape, dtype) in wanted.items():
-        if x.shape != shape or x.dtype != dtype or not torch.isfinite(x).all():
-            raise ValueError(f"{name} is {tuple(x.shape)} {x.dtype}, expected finite numbers {tuple(shape)} {dtype}")

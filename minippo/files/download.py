@@ -15,14 +15,13 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 RETRIES = 5                         # in a row without a new byte
 BACKOFF = 0.25                      # seconds before the first retry, doubled for each further one
 MAX_WAIT = 60                       # seconds; a server that asks for a longer pause ends the download
 SLOWEST, GRACE = 10_000, 600        # slower than 10 kB/s on average, the first ten minutes aside, is given up
-LARGEST = {".safetensors": 2**34}   # bytes of one file (gpt2-xl has 6.4e9) ...
-LARGEST_OTHER = 2**27               # ... and of any other kind, whatever the server announces
+LARGEST = {".safetensors": 2**34, "": 2**27}        # bytes of weights (gpt2-xl has 6.4e9), and of any other file
 
 
 class Retry(Exception):
@@ -39,95 +38,85 @@ def say(text: str, end: str = "\n") -> None:
         pass
 
 
+class AsItIs(urllib.request.HTTPErrorProcessor):
+    """Every answer is one: no status raises, and no redirect is followed unseen."""
+    def http_response(self, request, response):
+        return response
+    https_response = http_response
+
+
 def request(url: str, position: int, token: str):
-    """GET `url` from byte `position` on; returns the response, its status 200 or 206, and the endpoint's own headers."""
-    home, facts = urlsplit(url)[:2], {}         # (scheme, host:port)
-    headers = {"User-Agent": "minippo", "Accept-Encoding": "identity"}
-    headers |= {"Authorization": f"Bearer {token}"} if token else {}
-    headers |= {"Range": f"bytes={position}-"} if position else {}
+    """GET `url` from byte `position` on; returns the response, its status 200 or 206, and the endpoint's own headers.
 
-    def note(at: str, answer) -> None:
-        if urlsplit(at)[:2] == home:
-            facts.update((name.lower(), value) for name, value in answer.items())
-
-    class Redirect(urllib.request.HTTPRedirectHandler):
-        """For a large file the endpoint redirects to a storage host. Commit, size and hash are headers of that redirect, which
-        urllib forgets; and the token must not follow it."""
-
-        def redirect_request(self, old, answer, code, message, answered, to):
-            note(old.full_url, answered)
-            answer.close()                      # urllib would read its body first, however long
-            if urlsplit(to).scheme not in ("http", "https"):
-                raise urllib.error.HTTPError(to, code, "a redirect away from HTTP", answered, answer)
-            new = super().redirect_request(old, answer, code, message, answered, to)
-            if urlsplit(to)[:2] != home:
-                new.remove_header("Authorization")
-            return new
-
-    try:
-        response = urllib.request.build_opener(Redirect).open(
-            urllib.request.Request(url, headers=headers), timeout=float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or 10))
-    except urllib.error.HTTPError as error:
-        if error.code not in (408, 429) and error.code < 500:
-            raise
-        after = error.headers.get("Retry-After", "")
-        problem = f"status {error.code} {error.reason}{after and ', Retry-After '}{after}"
-        raise Retry(problem, int(after) if after.isdigit() else None) from None
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, urllib.error.URLError) and not position:           # no connection at all: say so at once
-            raise ConnectionError(f"cannot reach {url}: {error.reason}; the path of a folder needs no network") from error
-        raise Retry(error, None) from error
-    note(response.url, response.headers)
-    return response, facts
+    Large files are redirected to a storage host: commit, size and hash are headers of the redirect; the token must not follow.
+    """
+    home, facts, timeout = urlsplit(url)[:2], {}, float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or 10)
+    for _ in range(10):
+        token = token if urlsplit(url)[:2] == home else ""                  # (scheme, host:port); and it does not come back
+        headers = {"User-Agent": "minippo", "Accept-Encoding": "identity"}
+        headers |= {"Authorization": f"Bearer {token}"} if token else {}
+        headers |= {"Range": f"bytes={position}-"} if position else {}
+        try:
+            response = urllib.request.build_opener(AsItIs).open(urllib.request.Request(url, headers=headers), timeout=timeout)
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.URLError) and not position:       # no connection at all: say so at once
+                raise ConnectionError(f"cannot reach {url}: {error.reason}; the path of a folder needs no network") from error
+            raise Retry(error, None) from error
+        answer, status, reason = response.headers, response.status, response.reason
+        if urlsplit(url)[:2] == home:
+            facts |= {name.lower(): value for name, value in answer.items()}
+        if status in (200, 206):
+            return response, facts
+        response.close()                                                    # unread: its body may have no end
+        to = urljoin(url, answer.get("Location", ""))
+        if status not in (301, 302, 303, 307, 308) or not to.startswith(("http://", "https://")):
+            break
+        url = to
+    if status in (408, 429) or status >= 500:
+        after = answer.get("Retry-After", "")
+        raise Retry(f"status {status} {reason}{after and ', Retry-After '}{after}", int(after) if after.isdigit() else None)
+    raise urllib.error.HTTPError(url, status, reason, answer, None)
 
 
 def receive(response, facts: dict, temp: Path, size: int | None, label: str, started: float) -> None:
     """Append the body to `temp`. Retry where reading breaks off; an error in writing, a full disk, stays what it is."""
-    start = temp.stat().st_size if response.status == 206 else 0            # a server that ignores Range sends all of it again
+    start = temp.stat().st_size if response.status == 206 else 0                # a server that ignores Range sends all again
     span, linked = response.headers.get("Content-Range", f"bytes {start}-"), facts.get("x-linked-size", "")
     announced = None if response.length is None else start + response.length
     size = size or (int(linked) if linked.isdigit() else announced)
-    most = LARGEST.get(Path(label).suffix, LARGEST_OTHER)
+    most = LARGEST.get(Path(label).suffix, LARGEST[""])
     if announced not in (None, size) or not span.startswith(f"bytes {start}-"):
         raise OSError(f"{response.url}: the server announces {announced} bytes ({span}), expected {size}: another file?")
-
-    def progress(end: str) -> None:
-        total = f" of {size:,} bytes, {100 * done // size}%" if size else " bytes"
-        say(f"{label}: {done:,}{total}, {done / 1e6 / (time.monotonic() - started + 1e-3):.1f} MB/s", end)
-
     temp.parent.mkdir(parents=True, exist_ok=True)
     with open(temp, "ab" if start else "wb") as out:
-        done, shown = start, time.monotonic()
-        while size is None or done <= size:
+        done, shown, chunk = start, 0.0, b" "
+        while chunk and (size is None or done <= size):
             try:
                 chunk = response.read1(2**20)
             except (OSError, http.client.HTTPException) as error:
                 raise Retry(error, None) from error
-            if not chunk:
-                break
-            done += len(chunk)
-            if max(done, size or 0) > most:
-                raise OSError(f"{response.url}: {max(done, size or 0):,} bytes, and such a file may have {most:,}; gave up")
-            if done < SLOWEST * (time.monotonic() - started - GRACE):
-                raise ConnectionError(f"{response.url}: {done:,} bytes so far, less than {SLOWEST:,} a second; gave up")
             out.write(chunk)
-            if time.monotonic() > shown + 0.2:
-                shown = time.monotonic()
-                progress("\r")
+            done, seconds = done + len(chunk), time.monotonic() - started
+            if max(done, size or 0) > most or done < SLOWEST * (seconds - GRACE):
+                raise ConnectionError(f"{response.url}: {done:,} of {size or '?'} bytes in {seconds:.0f} s; such a "
+                                      f"file may have {most:,}, and must come at {SLOWEST:,} a second; gave up")
+            if not chunk or seconds > shown + 0.2:
+                shown, total = seconds, f" of {size:,} bytes, {100 * done // size}%" if size else " bytes"
+                say(f"{label}: {done:,}{total}, {done / 1e6 / (seconds + 1e-3):.1f} MB/s", "\r" if chunk else "\n")
     if size not in (None, done):
         raise Retry(f"connection closed at byte {done} of {size}", None)
-    progress("\n")
 
 
 def fetch(url: str, temp: Path, size: int | None, label: str, token: str) -> dict[str, str]:
     """Download `url` to `temp`, going on where it was cut off; returns the endpoint's headers, their names in lower case.
 
-    size: the bytes it must have, where they are known; label: what the progress line calls it. OSError where it failed for good.
+    size: the bytes it must have, where they are known; label: for the progress line. OSError where it failed for good.
     """
     started, failures, farthest, version = time.monotonic(), 0, 0, None
     while True:
+        done = temp.stat().st_size if temp.exists() else 0
         try:
-            response, facts = request(url, temp.stat().st_size if temp.exists() else 0, token)
+            response, facts = request(url, done, token)
             with response:
                 now = facts.get("x-repo-commit"), facts.get("x-linked-etag") or response.headers.get("ETag")
                 if response.status == 206 and (now != version or None in now):

@@ -11,12 +11,8 @@ layout, so that transformers finds the files as well. There, below models--user-
     .no_exist/<commit>/<file>      says that the repo has no such file
 
 The environment counts as it does for huggingface_hub: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE...
-A public model is known by its bytes: a cached file of another size, or a small one with another hash, is not taken for it.
-
-What was left out, and why:
-1. Looking for a newer commit when a cached one has the files: a model should not change under its user.
-2. Locks: two processes that want the same file both fetch it, and one blob stands at the end.
-3. Hashing small files whose sha256 is not published: their etag is a git hash on the Hub, but not on every mirror.
+Left out: looking for a newer commit than the cached one, since a model should not change under its user; and locks: two
+processes that want the same file both fetch it, and one blob stands at the end.
 """
 
 from __future__ import annotations
@@ -35,14 +31,10 @@ from .download import fetch, say
 SMALL = 2**22                                   # bytes; smaller files are hashed each time they are looked for in the cache
 PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)      # what a word must look like before it becomes a file name
 
-KINDS = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError}
-ADVICE = {
-    401: "no such repo, or a private one for which HF_TOKEN is missing or not valid",
-    403: "no access with this HF_TOKEN: accept the model's terms on its page, or take a token that may do this",
-    404: "no such repo or file (nor a folder of that name on this disk): check the name",
-    409: "the repo was changed at the same time: try again",
-    413: "a file is larger than the server takes",
-    416: "the server announced more bytes than the file has",
+REFUSALS = {
+    401: (PermissionError, "no such repo, or a private one for which HF_TOKEN is missing or not valid"),
+    403: (PermissionError, "no access with this HF_TOKEN: accept the model's terms on its page, or take another token"),
+    404: (FileNotFoundError, "no such repo or file (nor a folder of that name on this disk): check the name"),
 }
 
 
@@ -60,7 +52,7 @@ COMMON = {
     "vocab.json": (1042301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
     "merges.txt": (456318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
 }
-PUBLIC_MODELS = {    # at a pinned revision: the same name is the same bytes on every machine
+PUBLIC_MODELS = {    # at a pinned revision, and known by their bytes: a cached file of another size or hash does not count
     "gpt2": HubModel("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e", COMMON | {
         "generation_config.json": (124, "ed0b32ac72c0f5f44a719abb2d7786ea5146c871f83717b7f2018065954de02b"),
         "config.json": (665, "0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4"),
@@ -79,8 +71,6 @@ PUBLIC_MODELS = {    # at a pinned revision: the same name is the same bytes on 
 }
 
 
-# --- names and the environment --------------------------------------------------------------------------------------
-
 def check_repo_id(repo_id: str) -> None:
     """ValueError unless `repo_id` is `name` or `user/name` as the Hub allows it: it becomes a path and an address."""
     if (not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]{0,95}", repo_id, re.ASCII)
@@ -89,21 +79,19 @@ def check_repo_id(repo_id: str) -> None:
                          "most 96 of A-Z a-z 0-9 _ - . without - or . at an end, without -- or .. or a final .git")
 
 
-def env_path(name: str, default: str | Path) -> Path:
-    return Path(os.path.expanduser(os.path.expandvars(os.environ.get(name) or default)))
-
-
-def hf_home() -> Path:
-    return env_path("HF_HOME", env_path("XDG_CACHE_HOME", "~/.cache") / "huggingface")
+def hf_path(rest: str, *names: str) -> Path:
+    """The first of `names` that the environment sets, else `rest` in HF_HOME."""
+    home = os.environ.get("HF_HOME") or (os.environ.get("XDG_CACHE_HOME") or "~/.cache") + "/huggingface"
+    path = next((os.environ[name] for name in names if os.environ.get(name)), f"{home}/{rest}")
+    return Path(os.path.expanduser(os.path.expandvars(path)))
 
 
 def storage_of(repo: str) -> Path:
-    cache = env_path("HF_HUB_CACHE", env_path("HUGGINGFACE_HUB_CACHE", hf_home() / "hub"))
-    return cache / ("models--" + repo.replace("/", "--"))
+    return hf_path("hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE") / ("models--" + repo.replace("/", "--"))
 
 
 def stored_token() -> str:
-    path = env_path("HF_TOKEN_PATH", hf_home() / "token")
+    path = hf_path("token", "HF_TOKEN_PATH")
     token = os.environ.get("HF_TOKEN") or (path.read_text() if path.is_file() else "")
     return "".join(token.split())               # a line break would end up, with the token, in http.client's error message
 
@@ -113,7 +101,11 @@ def offline() -> bool:
     return any(switch.upper() in ("1", "ON", "YES", "TRUE") for switch in switches)
 
 
-# --- what is on the disk already ------------------------------------------------------------------------------------
+def refusal(what: str, status: int | None, reason: object) -> OSError:
+    """The error for a server's status, with advice or the reason in one line."""
+    kind, text = REFUSALS.get(status, (OSError, " ".join(str(reason).split())))
+    return kind(f"{what}: status {status}, {text}" if status else f"{what}: {text}")
+
 
 def faults(folder: Path, files: Sequence[str], known: dict[str, tuple]) -> list[str]:
     """What is wrong with each of `files` that is not there, or not the one whose size and hash are known."""
@@ -122,10 +114,8 @@ def faults(folder: Path, files: Sequence[str], known: dict[str, tuple]) -> list[
         path, (size, digest) = folder / name, known.get(name, (None, None))
         if not path.is_file():
             wrong.append(f"lacks {name}" + (f" (a broken link to {os.readlink(path)})" if path.is_symlink() else ""))
-        elif size not in (None, path.stat().st_size):
-            wrong.append(f"has another {name}, of {path.stat().st_size:,} bytes, not {size:,}")
-        elif digest is not None and path.stat().st_size < SMALL and sha256(path) != digest:
-            wrong.append(f"has another {name}, whose sha256 is not {digest}")
+        elif size not in (None, path.stat().st_size) or digest and path.stat().st_size < SMALL and sha256(path) != digest:
+            wrong.append(f"has another {name} than the published one")
     return wrong
 
 
@@ -136,20 +126,15 @@ def find_cached(repos: Sequence[str], model: HubModel, files: Sequence[str]) -> 
         ref = storage / "refs" / "main"
         snapshots = sorted(path for path in storage.glob("snapshots/*") if path.is_dir())
         names = [model.revision, ref.read_text().strip() if ref.is_file() else None]
-        chosen = [path for name in names for path in snapshots if path.name == name]
-        for snapshot in snapshots if len(snapshots) == 1 else chosen:               # of one there is nothing to choose
-            wrong = faults(snapshot, files, model.files)
-            if not wrong:
+        chosen = [path for name in names for path in snapshots if path.name == name] if len(snapshots) != 1 else snapshots
+        for snapshot in chosen:
+            if not (wrong := faults(snapshot, files, model.files)):
                 return snapshot, seen
             seen.append(f"{snapshot} {', '.join(wrong)}")
-        if not snapshots:
-            seen.append(f"{storage} holds no snapshot")
-        elif len(snapshots) > 1 and not chosen:
-            seen.append(f"refs/main names none of {', '.join(map(str, snapshots))}, so give the path of one")
+        if not chosen:
+            seen.append(f"{storage} holds no snapshot that refs/main names, of {[path.name for path in snapshots]}")
     return None, seen
 
-
-# --- a download into the cache --------------------------------------------------------------------------------------
 
 def download_file(storage: Path, repo: str, revision: str, name: str, size: int | None, digest: str | None) -> str:
     """Download one file into the cache; returns its commit. It gets its name only when it is whole and checked."""
@@ -185,35 +170,32 @@ def download_file(storage: Path, repo: str, revision: str, name: str, size: int 
 
 def download(storage: Path, model: HubModel, files: Sequence[str], optional: Sequence[str]) -> Path:
     """Fetch what the snapshot lacks and return its folder; an optional file that the repo does not have is noted."""
-    commit = "" if model.revision == "main" else model.revision
+    commit, ref = "" if model.revision == "main" else model.revision, storage / "refs" / "main"
     for name in (*files, *optional):
-        if commit and not faults(storage / "snapshots" / commit, (name,), model.files):
+        snapshot, absent = storage / "snapshots" / commit, storage / ".no_exist" / commit / name
+        if commit and (name in optional and absent.exists() or not faults(snapshot, (name,), model.files)):
             continue
         try:
             commit = download_file(storage, model.repo, commit or "main", name, *model.files.get(name, (None, None)))
         except urllib.error.HTTPError as error:
             commit = commit or error.headers.get("X-Repo-Commit", "")       # sent with a missing file, not a missing repo
             if error.code != 404 or name in files or not PLAIN.fullmatch(commit):
-                advice = ADVICE.get(error.code, " ".join(str(error.reason).split()))
-                raise KINDS.get(error.code, OSError)(f"{error.filename}: status {error.code}, {advice}") from None
+                raise refusal(error.filename, error.code, error.reason) from None
             absent = storage / ".no_exist" / commit / name
             absent.parent.mkdir(parents=True, exist_ok=True)
             absent.touch()
-    snapshot, ref = storage / "snapshots" / commit, storage / "refs" / "main"
+        if model.revision == "main" or not ref.exists():
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            write_text(ref, commit)     # no newline: huggingface_hub 0.x fails on one
+    snapshot = storage / "snapshots" / commit
     snapshot.mkdir(parents=True, exist_ok=True)
-    if model.revision == "main" or not ref.exists():
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        write_text(ref, commit)         # no newline: huggingface_hub 0.x fails on one
     return snapshot
 
 
-# --- the two entrances ----------------------------------------------------------------------------------------------
-
 def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional: Sequence[str] = ()) -> Path:
-    """A local folder that holds `files`, and those of `optional` that exist.
+    """A local folder that holds `files`, and those of `optional` that exist; OSError where there is none.
 
-    `name_or_dir` is a folder, a name of PUBLIC_MODELS, or any repo id of the Hub. FileNotFoundError where files are
-    missing, PermissionError for 401 and 403, ConnectionError or OSError where a download failed: all are OSErrors.
+    name_or_dir: a folder, a name of PUBLIC_MODELS, or any repo id of the Hub.
     """
     if bad := [name for name in (*files, *optional) if not PLAIN.fullmatch(name)]:
         raise ValueError(f"file name {bad[0]!r}: expected a plain name, no path")
@@ -221,12 +203,8 @@ def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional
     folder = Path(os.path.expanduser(name))
     is_path = not isinstance(name_or_dir, str) or name.startswith((os.sep, ".", "~")) or name.count("/") > 1
     if is_path or name and os.path.lexists(folder):
-        if not folder.is_dir():
-            state = "is a broken link" if folder.is_symlink() else "is a file" if folder.exists() else "does not exist"
-            raise FileNotFoundError(f"{folder} {state}: expected a folder with {', '.join(files)}")
-        if wrong := faults(folder, files, {}):
-            there = ", ".join(sorted(os.listdir(folder))[:20]) or "nothing"
-            raise FileNotFoundError(f"folder {folder} {', '.join(wrong)}; it holds {there}")
+        if wrong := faults(folder, files, {}) if folder.is_dir() else ["does not exist or is no folder"]:
+            raise FileNotFoundError(f"{folder} {', '.join(wrong)}: expected a folder with {', '.join(files)}")
         return folder
     check_repo_id(name)
     model, repos = HubModel(name), (name,)
@@ -240,23 +218,18 @@ def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional
                                 f"is set: unset it, or put {', '.join(files)} into a folder and give its path")
     if snapshot is None:
         return download(storage_of(model.repo), model, files, optional)
-    storage, commit = snapshot.parent.parent, snapshot.name
-    absent = storage / ".no_exist" / commit
-    lacking = [name for name in optional if not (snapshot / name).is_file() and not (absent / name).exists()]
-    if lacking and not offline():
+    if not offline():
+        known = model.files if snapshot.name == model.revision else {}
         try:
-            download(storage, HubModel(model.repo, commit, model.files if commit == model.revision else {}), (), lacking)
+            download(snapshot.parents[1], HubModel(model.repo, snapshot.name, known), (), optional)
         except OSError as error:        # no network, a cache that is read-only: what must be there is there
-            say(f"{snapshot}: going on without {', '.join(lacking)} ({error})")
+            say(f"{snapshot}: going on without {', '.join(optional)}, as far as they are not there ({error})")
     return snapshot
 
 
 def push_folder(folder: str | os.PathLike, repo_id: str, token: str | None = None, private: bool = False,
                 commit_message: str = "Upload with minippo") -> str:
-    """Upload the files of `folder` to the Hub, creating the repo where there is none; returns its address.
-
-    `token` None is HF_TOKEN or the stored one. PermissionError, FileNotFoundError or OSError say the status.
-    """
+    """Upload a folder to the Hub, to a new repo where there is none; returns its address. token: by default the stored one."""
     check_repo_id(repo_id)
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} does not exist: expected a folder that save_pretrained wrote")
@@ -270,7 +243,5 @@ def push_folder(folder: str | os.PathLike, repo_id: str, token: str | None = Non
         api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=commit_message)
     except Exception as error:    # huggingface_hub passes on the errors of requests up to 0.x, of httpx from 1.0 on
         status = getattr(getattr(error, "response", None), "status_code", None)
-        advice = ADVICE.get(status, "the server failed: try again later")
-        what = f"status {status}, {advice}" if status else " ".join(str(error).split())
-        raise KINDS.get(status, OSError)(f"pushing {folder} to {repo_id} failed: {what}") from error
+        raise refusal(f"pushing {folder} to {repo_id} failed", status, error) from error
     return str(url)

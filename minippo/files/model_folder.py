@@ -7,8 +7,8 @@
     vocab.json, merges.txt      and what else the tokenizer writes
     README.md                   a short model card
 
-Reading is wider than writing: names without the prefix, mask buffers of old files, an lm_head that equals wte, F16 and BF16, a
-value head inside model.safetensors as TRL kept it, weights in parts that model.safetensors.index.json lists.
+Read as well: names without the prefix, mask buffers of old files, an lm_head that equals wte, F16 and BF16, a value head
+inside model.safetensors as TRL kept it, weights in parts that model.safetensors.index.json lists.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ SIZES = {"vocab_size": 2**24, "n_positions": 2**24, "n_embd": 2**17, "n_layer": 
 # settings that change what GPT-2 computes; other values than these are another model
 UNCHANGEABLE = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
                 "scale_attn_by_inverse_layer_idx": (False,), "reorder_and_upcast_attn": (False,),
-                "add_cross_attention": (False,), "tie_word_embeddings": (True,), "n_inner": (None,)}
+                "add_cross_attention": (False,), "tie_word_embeddings": (True,)}
 
 
 def find_model(name_or_dir: str | os.PathLike) -> Path:
     """The folder of a public model or a model folder, downloaded where it must be."""
-    name, optional = str(name_or_dir), ("generation_config.json", VALUE_HEAD)       # the first for transformers, in the same cache
+    name, optional = str(name_or_dir), ("generation_config.json", VALUE_HEAD)       # the first for transformers
     try:
         return resolve_model(name, ("config.json", WEIGHTS), optional)
     except FileNotFoundError as error:
@@ -56,18 +56,19 @@ pytorch_model.bin is a pickle, which can run any code, and is never opened here.
 def part_names(index: Path) -> list[str]:
     """The files that an index lists; ValueError for anything but plain names of safetensors files."""
     content = read_json(index, 2**24)
-    names = content.get("weight_map") if isinstance(content, dict) else None
-    names = list(names.values()) if isinstance(names, dict) else [None]
-    plain = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
-    if bad := [name for name in names if not isinstance(name, str) or not plain.fullmatch(name)]:
-        raise ValueError(f"{index}: expected weight_map, an object of tensor -> name of a .safetensors file, got {bad[0]!r:.80}")
+    try:
+        names = list(content["weight_map"].values())
+        bad = [name for name in names if not re.fullmatch(r"\w[\w.-]*\.safetensors", name, re.ASCII)]
+    except (LookupError, TypeError, AttributeError) as error:
+        bad = [error]
+    if bad:
+        raise ValueError(f"{index}: expected weight_map, tensor -> name of a .safetensors file, got {bad[0]!r:.80}")
     return sorted(set(names))
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
     """Where each tensor of the folder's weights lies and what its file's header says of it; nothing else is read."""
-    in_parts = (folder / INDEX).exists() and not (folder / WEIGHTS).exists()
-    stored = {}
+    in_parts, stored = (folder / INDEX).exists() and not (folder / WEIGHTS).exists(), {}
     for file in part_names(folder / INDEX) if in_parts else [WEIGHTS]:
         for name, info in read_header(folder / file)[0].items():
             if name in stored:
@@ -76,44 +77,25 @@ def stored_tensors(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
     return stored
 
 
-# --- config.json ----------------------------------------------------------------------------------------------------
-
 def read_config(folder: Path) -> dict:
-    """The arguments of GPT2Config; ValueError for anything that this GPT-2 would compute differently, or that is no size."""
+    """The arguments of GPT2Config, which checks them, too; ValueError for what this GPT-2 would compute differently."""
     path = folder / "config.json"
     raw = read_json(path)
-    if not isinstance(raw, dict) or raw.get("model_type", "gpt2") != "gpt2":
-        kind = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+    kind = raw.get("model_type", "gpt2") if isinstance(raw, dict) else type(raw).__name__
+    if kind != "gpt2":
         raise ValueError(f"{path}: expected a model of type gpt2, got {kind!r:.80}; minippo runs GPT-2 only")
-    missing = [name for name in SIZES if name not in raw]
-    if missing:
-        raise ValueError(f"{path}: {', '.join(missing)} missing; a GPT-2 config.json names its sizes")
     for name, largest in SIZES.items():
-        if type(raw[name]) is not int or not 1 <= raw[name] <= largest:
-            raise ValueError(f"{path}: {name} must be a whole number from 1 to {largest:,}, got {raw[name]!r:.80}")
-    if raw["n_embd"] % raw["n_head"]:
-        raise ValueError(f"{path}: n_embd {raw['n_embd']} is not divisible by n_head {raw['n_head']}")
-    epsilon = raw.get("layer_norm_epsilon", 1e-5)
-    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
-        raise ValueError(f"{path}: layer_norm_epsilon must be a number between 0 and 1, got {epsilon!r:.80}")
-    for name, allowed in UNCHANGEABLE.items():
-        value = raw.get(name, allowed[0])
-        if value not in allowed and not (name == "n_inner" and value == 4 * raw["n_embd"]):
-            raise ValueError(f"{path}: {name} is {value!r:.80}, but this GPT-2 computes with {allowed[0]!r} only")
-    eos = raw.get("eos_token_id", 50256 if raw["vocab_size"] == 50257 else None)
+        if type(raw.get(name)) is not int or not 1 <= raw[name] <= largest:
+            raise ValueError(f"{path}: {name} must be a whole number from 1 to {largest:,}, got {raw.get(name)!r:.80}")
+    for name, allowed in (UNCHANGEABLE | {"n_inner": (None, 4 * raw["n_embd"])}).items():
+        if raw.get(name, allowed[0]) not in allowed:
+            raise ValueError(f"{path}: {name} is {raw[name]!r:.80}, but this GPT-2 computes with {allowed[0]!r} only")
+    eos = raw.get("eos_token_id")
     if eos is not None and type(eos) is not int:
         raise ValueError(f"{path}: eos_token_id must be one integer or null, got {eos!r:.80}")
+    epsilon = raw.get("layer_norm_epsilon", 1e-5)
     return {name: raw[name] for name in SIZES} | {"layer_norm_epsilon": epsilon, "eos_token_id": eos}
 
-
-def config_json(config: dict, eos: int | None) -> dict:
-    sizes = {name: config[name] for name in (*SIZES, "layer_norm_epsilon")}
-    return sizes | {"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": eos,
-                    "embd_pdrop": 0.1, "eos_token_id": eos, "initializer_range": 0.02, "model_type": "gpt2",
-                    "n_ctx": config["n_positions"], "resid_pdrop": 0.1, "tie_word_embeddings": True, "torch_dtype": "float32"}
-
-
-# --- weights --------------------------------------------------------------------------------------------------------
 
 def as_fp32(path: Path, name: str, tensor: Tensor) -> Tensor:
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -127,21 +109,17 @@ def as_fp32(path: Path, name: str, tensor: Tensor) -> Tensor:
 def read_weights(folder: Path, shapes: dict[str, tuple]) -> Iterator[tuple[str, Tensor]]:
     """(name, fp32 CPU tensor) of each parameter of GPT2, one at a time: the model is never held twice.
 
-    shapes: what is wanted, linear weights as (out, in). ValueError for a missing, extra, misshapen, non-float or non-finite
-    tensor, which is named with what was expected; names and shapes are compared before any tensor is read.
+    shapes: what is wanted, linear weights as (out, in); names and shapes are compared before any tensor is read.
     """
-    stored, chosen, lm_head, wte = stored_tensors(folder), {}, None, None
+    stored, chosen, tied = stored_tensors(folder), {}, []
     for file_name, (path, info) in stored.items():
         name = file_name.removeprefix("transformer.")
         if name.endswith((".attn.bias", ".attn.masked_bias")) or name.startswith("v_head."):
             continue                                               # causal mask buffers of old files; the value head of TRL's
-        if name in chosen or name not in shapes and name != "lm_head.weight":
-            raise ValueError(f"{path}: unexpected tensor {file_name} of shape {info.shape}, or a second one of that name; "
-                             "config.json describes another model")
-        shape = shapes["wte.weight" if name == "lm_head.weight" else name]
-        shape = shape[::-1] if name.endswith(TRANSPOSED) else shape
-        if info.shape != shape:
-            raise ValueError(f"{path}: {file_name} has shape {info.shape}, but config.json asks for {shape}")
+        shape = shapes.get("wte.weight" if name == "lm_head.weight" else name)
+        shape = shape[::-1] if shape and name.endswith(TRANSPOSED) else shape
+        if info.shape != shape or name in chosen:
+            raise ValueError(f"{path}: unexpected tensor {file_name} of shape {info.shape}; config.json asks for {shape}, once")
         chosen[name] = file_name
     if missing := sorted(shapes.keys() - chosen.keys()):
         raise ValueError(f"{folder}: {len(missing)} tensors are missing, among them {missing[:3]}")
@@ -149,48 +127,30 @@ def read_weights(folder: Path, shapes: dict[str, tuple]) -> Iterator[tuple[str, 
     for path in dict.fromkeys(path for path, _ in stored.values()):
         for file_name, tensor in iter_safetensors(path, names):
             name, tensor = names[file_name], as_fp32(path, file_name, tensor)
-            if name == "lm_head.weight":
-                lm_head = tensor
-                continue
-            tensor = tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor
-            wte = tensor if name == "wte.weight" and "lm_head.weight" in chosen else wte
-            yield name, tensor
+            if name in ("wte.weight", "lm_head.weight") and "lm_head.weight" in chosen:
+                tied.append(tensor)
+            if name != "lm_head.weight":
+                yield name, tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor
             del tensor
-    if lm_head is not None and not torch.equal(lm_head, wte):
+    if tied and not torch.equal(*tied):
         raise ValueError(f"{folder}: lm_head.weight differs from wte.weight, but GPT-2's head is its token embedding")
-
-
-def check_layers(folder: Path, n_layer: int) -> None:
-    """ValueError where the weights have another number of layers: said before a model of that size is built."""
-    layers = sum(name.endswith(".ln_1.weight") for name in stored_tensors(folder))
-    if layers != n_layer:
-        raise ValueError(f"{folder}: config.json says n_layer {n_layer}, but {WEIGHTS} holds {layers} layers; one of the "
-                         "files belongs to another model, or tensors are missing")
 
 
 def read_value_head(folder: Path, n_embd: int) -> dict[str, Tensor] | None:
     """{"weight": (1, C), "bias": (1,)}; None where the folder has none."""
-    path = folder / VALUE_HEAD
-    if path.exists():
-        stored = {name: (path, info) for name, info in read_header(path)[0].items()}
-    else:                                                          # TRL kept it inside model.safetensors
-        stored = {name: place for name, place in stored_tensors(folder).items() if name.startswith("v_head.")}
-    if not stored:
+    path, head = folder / VALUE_HEAD, {}
+    stored = {name: (path, info) for name, info in read_header(path)[0].items()} if path.exists() else stored_tensors(folder)
+    if not any(name.startswith("v_head.") for name in stored):     # TRL kept it inside model.safetensors
         return None
-    head = {}
     for leaf, shape in (("weight", (1, n_embd)), ("bias", (1,))):
         name = f"v_head.summary.{leaf}"
-        if name not in stored:
-            raise ValueError(f"{path}: {name} is missing; it holds {sorted(stored)[:5]}")
-        path, info = stored[name]
-        if info.shape != shape:
-            raise ValueError(f"{path}: {name} has shape {info.shape}, but the model needs {shape}")
+        path, info = stored.get(name, (path, None))
+        if info is None or info.shape != shape:
+            raise ValueError(f"{path}: {name} has shape {info and info.shape}, but the model needs {shape}")
         (_, tensor), = iter_safetensors(path, (name,))
         head[leaf] = as_fp32(path, name, tensor)
     return head
 
-
-# --- writing --------------------------------------------------------------------------------------------------------
 
 MODEL_CARD = """---
 library_name: transformers
@@ -209,7 +169,7 @@ A GPT-2 ({n_layer} layers, width {n_embd}, {n_head} heads, {parameters:,} parame
 
 def write_model(folder: Path, config: dict, weights: dict[str, Tensor], v_head: dict[str, Tensor] | None = None,
                 tokenizer=None, card: str = MODEL_CARD) -> None:
-    """Write the files of a model folder into a folder that exists. config: GPT2Config's fields; weights: GPT2's parameters."""
+    """Write a model folder's files into a folder that exists. config: GPT2Config's fields; weights: GPT2's parameters."""
     eos = getattr(tokenizer, "eos_token_id", None)
     eos = config["eos_token_id"] if eos is None else eos
     eos = 50256 if eos is None and config["vocab_size"] == 50257 else eos                  # GPT-2's <|endoftext|>
@@ -218,7 +178,10 @@ def write_model(folder: Path, config: dict, weights: dict[str, Tensor], v_head: 
     if v_head is not None:
         head = {f"v_head.summary.{name}": p.detach() for name, p in v_head.items()}
         write_safetensors(folder / VALUE_HEAD, head, {"format": "pt"})
-    write_json(folder / "config.json", config_json(config, eos))
+    write_json(folder / "config.json", {name: config[name] for name in (*SIZES, "layer_norm_epsilon")} | {
+        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": eos,
+        "embd_pdrop": 0.1, "eos_token_id": eos, "initializer_range": 0.02, "model_type": "gpt2", "n_ctx": config["n_positions"],
+        "resid_pdrop": 0.1, "tie_word_embeddings": True, "torch_dtype": "float32"})
     write_json(folder / "generation_config.json", {"bos_token_id": eos, "eos_token_id": eos})
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
@@ -233,8 +196,7 @@ def save_model(folder: str | os.PathLike, config: dict, weights: dict[str, Tenso
     ValueError where config.json there is no model's: it may be that of an application, or of a run.
     """
     there = Path(folder) / "config.json"
-    content = read_json(there) if there.exists() else {"model_type": "gpt2"}
-    if not isinstance(content, dict) or "model_type" not in content:
+    if there.exists() and not (isinstance(content := read_json(there), dict) and "model_type" in content):
         raise ValueError(f"{there} is not a model's and would be lost: nothing was written; choose another folder")
     with new_folder(folder, whole=False) as temporary:
         write_model(temporary, config, weights, v_head, tokenizer, card)

@@ -2,16 +2,15 @@
 
     8 bytes: N, little-endian  |  N bytes: a JSON header  |  the bytes of the tensors, back to back
 
-The header maps a name to {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, offsets counted from the header's end, and
-"__metadata__", where it is there, to an object of texts. Source: "Format" in the README of github.com/huggingface/safetensors.
+The header maps a name to {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, offsets counted from the header's end,
+and "__metadata__", where it is there, to an object of texts. Source: "Format" in huggingface/safetensors' README.
 
-A weight file comes from a stranger: each number is checked before it is used, no memory is taken for bytes that the file does not
-hold, no name is used as a path. What the safetensors package 0.8.0 refuses is refused (but a size written as -0), and besides
+A weight file comes from a stranger: each number is checked before it is used, no memory is taken for bytes that are not there,
+no name is used as a path. What the safetensors package 0.8.0 refuses is refused (but a size written as -0), and besides
 1. a key twice in one object: the last would silently win, and the format forbids it for names;
 2. an entry with other keys than the three: no writer puts any there;
 3. a header of more than 8 MB or a tensor of more than 64 dimensions: 2 bytes of JSON can take 60 in memory;
 4. types that nothing here computes with, such as F8_E4M3.
-Left out: memory mapping (a mapped file that changes, changes the weights), big-endian machines.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
 from contextlib import contextmanager
 from typing import BinaryIO, Collection, Iterator, NamedTuple
 
@@ -30,16 +28,15 @@ from .atomic import new_file
 
 MAX_HEADER = 8_000_000          # bytes; gpt2-xl's header has 60,000, a checkpoint of it four times that
 # in the package's order; the writer follows it backwards, wide types first, so that all are aligned
-DTYPES = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "F16": torch.float16, "BF16": torch.bfloat16,
-          "I32": torch.int32, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
+DTYPES = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "F16": torch.float16,
+          "BF16": torch.bfloat16, "I32": torch.int32, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
 KEYS = {dtype: key for key, dtype in DTYPES.items()}
-
-PICKLE = "a PyTorch pickle, which can run any code: minippo never unpickles; convert it to safetensors"
-FOREIGN = (                     # first bytes, in lower case, and what such a file is
-    (b"version https://git-lfs", "a git-LFS pointer, not the weights: run git lfs pull"),
-    ((b"<!doctype", b"<html", b"<?xml"), "an HTML page, not the weights: download the file itself"),
-    ((b"pk\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), PICKLE),
-    (b"\x1f\x8b\x08", "gzip-compressed: unpack it first"))
+FOREIGN = {                     # first bytes, in lower case, and what such a file is
+    (b"version https://git-lfs",): "a git-LFS pointer, not the weights: run git lfs pull",
+    (b"<!doctype", b"<html", b"<?xml"): "an HTML page, not the weights: download the file itself",
+    (b"\x1f\x8b\x08",): "gzip-compressed: unpack it first",
+    (b"pk\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        "a PyTorch pickle, which can run any code: minippo never unpickles; convert it to safetensors"}
 
 
 class SafetensorsError(ValueError):
@@ -63,23 +60,22 @@ def unique(pairs: list) -> dict:
     """A JSON object as a dict; no key stands twice."""
     result = dict(pairs)
     if len(result) < len(pairs):
-        raise SafetensorsError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r:.80} stands twice")
+        raise SafetensorsError(f"a key stands twice among {[key for key, _ in pairs]!r:.80}")
     return result
 
 
 def tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
     """One entry of the header, checked in itself: its bytes are as many as its shape and type need."""
+    what = f"tensor {name!r:.80} is {entry!r:.200}"
     check(isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"},
-          f"tensor {name!r:.80}: expected an object of dtype, shape and data_offsets, got {entry!r:.80}")
+          f"{what}, expected an object of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    what = f"tensor {name!r:.80}: dtype {dtype!r:.40}, shape {shape!r:.80}, data_offsets {offsets!r:.80}"
-    check(isinstance(dtype, str) and dtype in DTYPES, f"{what}: supported here are {', '.join(DTYPES)}")
-    check(all(type(x) is list and len(x) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in x) for x in (shape, offsets)),
-          f"{what}: expected lists of up to 64 whole numbers")            # `type`, since to isinstance True is an int
-    check(len(offsets) == 2, f"{what}: expected a begin and an end")
-    check(math.prod(n for n in shape if n) < 2**63, f"{what}: too many elements to count")      # strides of an empty one, too
+    check(dtype in list(DTYPES), f"{what}, expected one of {', '.join(DTYPES)} as dtype")
+    check(all(type(x) is list and len(x) <= 64 and all(type(n) is int and 0 <= n < 2**63 for n in x) for x in (shape, offsets))
+          and len(offsets) == 2 and math.prod(n for n in shape if n) < 2**63,               # strides of an empty one, too
+          f"{what}, expected up to 64 whole numbers as shape, of a product below 2^63, and two as data_offsets")
     needed = math.prod(shape) * DTYPES[dtype].itemsize
-    check(offsets[1] - offsets[0] == needed, f"{what}: the shape needs {needed} bytes")
+    check(offsets[1] - offsets[0] == needed, f"{what}, but the shape needs {needed} bytes")
     return TensorInfo(DTYPES[dtype], tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
@@ -91,12 +87,12 @@ def parse(header: bytes, file_size: int) -> tuple[dict[str, TensorInfo], dict[st
     metadata = entries.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     texts = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
-    check(texts, "__metadata__ is not an object of texts")
+    check(texts, "__metadata__: no object of texts")
     "".join([*entries, *metadata, *metadata.values()]).encode()         # raises where a text is not Unicode
-    infos = {name: tensor_info(name, entry, 8 + len(header)) for name, entry in entries.items()}
-    infos = dict(sorted(infos.items(), key=lambda item: item[1][2:]))
     position = 8 + len(header)
-    for name, info in infos.items():                                    # an overlap is a memory bomb, a hole hides a second file
+    infos = {name: tensor_info(name, entry, position) for name, entry in entries.items()}
+    infos = dict(sorted(infos.items(), key=lambda item: item[1][2:]))
+    for name, info in infos.items():                                # an overlap is a memory bomb, a hole hides a second file
         check(info.start == position, f"tensor {name!r:.80} starts at byte {info.start}, expected {position}")
         position = info.end
     check(position == file_size, f"the file has {file_size:,} bytes, its header says {position:,}")
@@ -110,38 +106,34 @@ def opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, dict[str, Tensor
         raise SafetensorsError(f"{path} is there and not a file; expected a safetensors file")
     with open(path, "rb") as file:
         size, head = os.fstat(file.fileno()).st_size, file.read(64)
-        length = int.from_bytes(head[:8], "little")
+        length, text = int.from_bytes(head[:8], "little"), head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
         try:
-            check(length <= min(size - 8, MAX_HEADER), f"the file has {size:,} bytes, its first 8 mean a header of {length:,}")
+            if length > min(size - 8, MAX_HEADER):                      # all that is foreign announces a header that long
+                kinds = [f"this is {kind}" for starts, kind in FOREIGN.items() if text.startswith(starts)]
+                check(False, [*kinds, f"the file has {size:,} bytes, its first 8 mean a header of {length:,}"][0])
             file.seek(8)
             infos, metadata = parse(file.read(length), size)
         except (ValueError, RecursionError) as error:
-            # a true header of 640 bytes opens like a pickle; but what is foreign announces a far longer one, all but gzip
-            text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower() if length > MAX_HEADER or head[:1] == b"\x1f" else b""
-            problems = [f"this is {kind}" for start, kind in FOREIGN if text.startswith(start)]
-            raise SafetensorsError(f"{path}: {[*problems, f'not a valid safetensors file: {error}'][0]}") from None
+            raise SafetensorsError(f"{path} is no valid safetensors file: {error}") from None
         yield file, infos, metadata
 
 
 def read_header(path: str | os.PathLike) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors of a file (name -> TensorInfo, in file order) and its metadata. The whole format is checked, no tensor read."""
+    """The tensors of a file (name -> TensorInfo, in file order) and its metadata; all is checked, no tensor read."""
     with opened(path) as (_, infos, metadata):
         return infos, metadata
 
 
 def iter_safetensors(path: str | os.PathLike, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, CPU tensor in memory of its own) in file order, and hold none of them; of `names` alone, where given.
-
-    The whole header is checked before the first, and what is not asked for is not read. SafetensorsError names path and fault.
-    """
+    """Yield (name, CPU tensor in memory of its own) in file order, and hold none; where `names` are given, no other is read."""
     with opened(path) as (file, infos, _):
         for name in [name for name in infos if names is None or name in names]:
-            _, shape, start, end = infos[name]
+            dtype, shape, start, end = infos[name]
             file.seek(start)
             # through bytes, since older files (gpt2's own) are not aligned: new memory always is
             raw = torch.empty(end - start, dtype=torch.uint8, device="cpu")
             check(file.readinto(raw.numpy()) == raw.numel(), f"{path}: cut short within {name!r:.80} while it was read")
-            raw = raw != 0 if infos[name].dtype == torch.bool else raw.view(infos[name].dtype)      # a bool in memory is 0 or 1
+            raw = raw != 0 if dtype == torch.bool else raw.view(dtype)          # a bool in memory is 0 or 1
             yield name, raw.reshape(shape)
             del raw
 
@@ -159,33 +151,28 @@ def to_bytes(x: Tensor):
 
 
 def write_safetensors(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a file that is there whole or not at all; (tensors, path) is understood as well.
+    """Write tensors of any device and strides; (tensors, path) is understood as well. metadata: {"format": "pt"} if None.
 
-    Any device and strides; tensors that share memory are each written whole. metadata: text -> text, {"format": "pt"} if None.
-    Raises SafetensorsError before anything is written; after an OSError the old file is as it was.
+    SafetensorsError comes before anything is written; after an OSError the old file is as it was.
     """
     if isinstance(path, dict):                                          # the order of the package's save_file
         path, tensors = tensors, path
     metadata = {"format": "pt"} if metadata is None else metadata
     try:
-        check(isinstance(tensors, dict) and isinstance(metadata, dict), "tensors and metadata must be dictionaries")
-        for text in (*tensors, *metadata, *metadata.values()):
-            check(isinstance(text, str), f"names and metadata must be texts, got {text!r:.80}")
-        check("__metadata__" not in tensors, "no tensor can have the name '__metadata__'")
+        "".join([*tensors, *metadata])                                  # json.dumps would make texts of other keys
         for name, x in tensors.items():
-            check(isinstance(x, Tensor), f"{name!r:.80}: expected a torch.Tensor, got {type(x).__name__}")
-            check(x.dtype in KEYS and x.layout == torch.strided and not x.is_meta,
-                  f"{name!r:.80}: cannot store {x.dtype}, {x.layout}, on {x.device}")
+            what = (x.dtype, x.layout, x.device) if isinstance(x, Tensor) else type(x)
+            check(isinstance(x, Tensor) and x.dtype in KEYS and x.layout == torch.strided and not x.is_meta
+                  and name != "__metadata__", f"cannot store {what} as {name!r:.80}")
         order = sorted(tensors, key=lambda name: (-list(KEYS).index(tensors[name].dtype), name))
         entries, end = {"__metadata__": metadata} if metadata else {}, 0
-        for name in order:
-            x, begin = tensors[name], end
-            end += x.numel() * x.element_size()
-            entries[name] = {"dtype": KEYS[x.dtype], "shape": list(x.shape), "data_offsets": [begin, end]}
+        for name, x in ((name, tensors[name]) for name in order):
+            entries[name] = {"dtype": KEYS[x.dtype], "shape": list(x.shape), "data_offsets": [end, end + x.nbytes]}
+            end += x.nbytes
         header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
         header += b" " * (-len(header) % 8)
         parse(header, 8 + len(header) + end)                            # never write what would not be read
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:            # no dictionaries, or names that are no texts
         raise SafetensorsError(f"{path} not written: {error}") from None
     with new_file(path) as file:
         file.write(len(header).to_bytes(8, "little") + header)

@@ -5,9 +5,7 @@
 
 A vocabulary is two files: vocab.json maps each token to its id, merges.txt lists the merges in the order in which they were
 learnt. Tokens are bytes, and the files print each byte as one visible character: the space as "Ġ", so b" the" as "Ġthe".
-
-Sources: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units" (BPE); Radford et al. 2019,
-section 2.2 (BPE over bytes); openai/gpt-2, src/encoder.py (the byte alphabet and the splitting pattern).
+Sources: Sennrich et al. 2016 (BPE); Radford et al. 2019, section 2.2 (BPE over bytes); openai/gpt-2, src/encoder.py.
 """
 
 from __future__ import annotations
@@ -22,12 +20,16 @@ from typing import Iterable
 
 import tiktoken
 
-from .atomic import read_json, write_json, write_text
+from .atomic import read_json, read_text, sha256, write_json, write_text
 from .hub import PUBLIC_MODELS, resolve_model
 
 EOS = "<|endoftext|>"                                # GPT-2's one special token
 FILES = ("vocab.json", "merges.txt")
-MORE_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")       # any of them may list tokens beyond the vocabulary
+MORE_FILES = {                                       # in each there may be tokens that somebody added: (id, entry)
+    "added_tokens.json": lambda content: [(i, {"content": text}) for text, i in content.items()],
+    "tokenizer_config.json": lambda content: [(int(i), x) for i, x in (content.get("added_tokens_decoder") or {}).items()],
+    "tokenizer.json": lambda content: [(x["id"], x) for x in content.get("added_tokens") or []],
+}
 MAX_FILE = 2**27                                     # bytes; GPT-2's vocab.json has a million
 CONFIG = {                                           # tokenizer_config.json
     "model_max_length": 1024, "tokenizer_class": "GPT2Tokenizer", "bos_token": EOS, "eos_token": EOS, "unk_token": EOS,
@@ -42,47 +44,34 @@ GPT2_FILES = {
                    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
 }
 
-# Contractions; words, numbers and signs, each with one space before it; blanks. No token crosses the cuts between them.
-# The group of 999 only helps \s+(?!\S) along, which overflows the matcher's stack on a million blanks.
+# contractions; words, numbers and signs, each with one space before it; blanks. No token crosses the cuts between them.
+# The group of 999 only helps \s+(?!\S) along, which overflows the matcher's stack on a million blanks
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|(?:\s{999})*\s+(?!\S)|\s"
 
-
-def _alphabet() -> dict[str, int]:
-    """The visible character for each byte, in the order of GPT-2's first 256 ids."""
-    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-ALPHABET = _alphabet()
+# the visible character for each byte, in the order of GPT-2's first 256 ids
+_VISIBLE = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+_HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
+ALPHABET = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + i): byte for i, byte in enumerate(_HIDDEN)}
 
 
 def _token_bytes(token: str) -> bytes:
     """The bytes that a token of vocab.json stands for; one with a character outside the alphabet is its own text."""
-    try:
-        return bytes([ALPHABET[char] for char in token])
-    except KeyError:
-        return token.encode("utf-8", "replace")
+    return bytes(map(ALPHABET.get, token)) if ALPHABET.keys() >= set(token) else token.encode("utf-8", "replace")
 
 
 def _check_vocab(vocab: dict[str, int]) -> None:
     if not isinstance(vocab, dict) or any(type(i) is not int for i in vocab.values()):
         raise ValueError("vocab.json: expected an object of token -> integer id")
-    for expected, found in enumerate(sorted(vocab.values())):
-        if found != expected:
-            raise ValueError(f"vocab.json: its {len(vocab)} tokens need the ids 0 to {len(vocab) - 1}, each once; "
-                             f"sorted, {found} stands where {expected} should (a duplicate or a hole)")
-    missing = [token for token in (*ALPHABET, EOS) if token not in vocab]
-    if missing:
-        raise ValueError(f"vocab.json: lacks {len(missing)} of the tokens that no text can do without, the 256 single "
-                         f"bytes and {EOS!r}; the first is {missing[0]!r}")
+    if wrong := [f"{found} stands where {i} should" for i, found in enumerate(sorted(vocab.values())) if found != i]:
+        raise ValueError(f"vocab.json: expected the ids 0 to {len(vocab) - 1}, each once; {wrong[0]}")
+    if missing := [token for token in (*ALPHABET, EOS) if token not in vocab]:
+        raise ValueError(f"vocab.json: lacks {len(missing)} of the 256 single bytes and {EOS!r}; the first is {missing[0]!r}")
 
 
 def _takes_place(left: bytes, right: bytes, ranks: dict[bytes, int], parts: dict[bytes, tuple[bytes, bytes]]) -> bool:
     """Whether the bytes of left + right are ever encoded as just these two tokens, given all earlier merges.
 
-    Goes back in time from there: of the two tokens at the boundary it undoes the one made last, and each time asks whether
-    the boundary would have been merged away before that.
+    Backwards: it undoes the later made of the two tokens at the boundary, unless the boundary was merged away before that.
     """
     before = len(ranks)
     while ranks.get(left + right, before) >= before:
@@ -107,8 +96,7 @@ def _mergeable_tokens(vocab: dict[str, int], merges: list[str]) -> dict[str, byt
         product = "".join(pair)
         if product not in vocab or product == EOS:
             raise ValueError(f"merges.txt line {line}: {merge!r} makes {product!r}, no ordinary token of vocab.json")
-        # tiktoken knows what a merge makes, but not from which parts. With merges in the order in which they were learnt
-        # each token comes about in one way only and nothing is lost; with others we would differ from transformers
+        # tiktoken knows what a merge makes, not of which parts: only in the order of learning is there one way
         left, right = (tokens[token] for token in pair)
         if not _takes_place(left, right, ranks, parts):
             raise ValueError(f"merges.txt line {line}: {merge!r} can never take place after the lines above it; "
@@ -119,15 +107,14 @@ def _mergeable_tokens(vocab: dict[str, int], merges: list[str]) -> dict[str, byt
 
 
 def _check_complete(vocab: dict[str, int], tokens: dict[str, bytes], added: dict) -> None:
-    """ValueError where merges.txt was cut off: some token is two others side by side, and no merge makes it.
+    """ValueError where merges.txt was cut off: some token is two others side by side, which the first lost merge would join.
 
-    The first merge that is lost leaves such a token behind. Markers like <|pad|> that somebody put into vocab.json do not look so.
+    Markers like <|pad|> that somebody put into vocab.json do not look so.
     """
     for token in sorted(vocab.keys() - tokens.keys() - added.keys() - {EOS}, key=vocab.get):
-        for i in range(1, len(token)):
-            if token[:i] in tokens and token[i:] in tokens:
-                raise ValueError(f"merges.txt has {len(tokens) - len(ALPHABET)} merges, and none makes {token!r} of vocab.json, "
-                                 f"say of {token[:i]!r} and {token[i:]!r}: the file is cut off, or of another vocabulary; fetch it again")
+        if any(token[:i] in tokens and token[i:] in tokens for i in range(1, len(token))):
+            raise ValueError(f"merges.txt has {len(tokens) - len(ALPHABET)} merges, and none makes {token!r} of "
+                             "vocab.json: the file is cut off, or of another vocabulary; fetch it again")
 
 
 class Tokenizer:
@@ -136,10 +123,8 @@ class Tokenizer:
     vocab: token -> id, as in vocab.json: the 256 bytes, what the merges make and <|endoftext|>, under the ids 0 to V - 1
     in any order. There may be other tokens, which can be decoded, but which no text is encoded to.
     merges: "left right", as in merges.txt, in the order in which they were learnt.
-    added: text -> (id, whether it is special) of tokens that somebody added, such as a pad: in vocab.json, too, or with the ids
-    from V on. They count in vocab_size and are decoded; in a text they are ordinary text, as <|endoftext|> is, so that no text
-    can end another.
-    ValueError names the file, and in merges.txt the line.
+    added: text -> (id, whether it is special) of tokens such as a pad: in vocab.json, too, or with the ids from V on. They
+    count and are decoded; in a text they are ordinary text, as <|endoftext|> is, so that no text can end another.
     """
 
     def __init__(self, vocab: dict[str, int], merges: list[str], added: dict[str, tuple[int, bool]] | None = None):
@@ -148,8 +133,8 @@ class Tokenizer:
         _check_complete(vocab, tokens, added)
         beyond = sorted((i, text) for text, (i, _) in added.items() if vocab.get(text) != i)
         if any(i != len(vocab) + n or text in vocab for n, (i, text) in enumerate(beyond)):
-            raise ValueError(f"added tokens: expected those that vocab.json has not, with the ids from {len(vocab)} on without a "
-                             f"hole, got {beyond!r:.80}")
+            raise ValueError("added tokens: expected those that vocab.json has not, with the "
+                             f"ids from {len(vocab)} on without a hole, got {beyond!r:.80}")
         self.vocab_size = len(vocab) + len(beyond)
         self.eos_token_id = self.bos_token_id = vocab[EOS]
         self._vocab, self._merges, self._added = vocab, merges, added
@@ -166,10 +151,7 @@ class Tokenizer:
         return {"input_ids": self.encode(text) if isinstance(text, str) else [self.encode(one) for one in text]}
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text; "<|endoftext|>" in it is ordinary text, never the EOS id.
-
-        A lone surrogate, which has no UTF-8 form, counts as U+FFFD (tiktoken's choice).
-        """
+        """The token ids of a text; "<|endoftext|>" in it is ordinary text, never EOS; a lone surrogate counts as U+FFFD."""
         if not isinstance(text, str):
             raise ValueError(f"encode takes one text (str), got {type(text).__name__}")
         return [self._id_of_rank[rank] for rank in self._encoding.encode_ordinary(text)]
@@ -194,7 +176,7 @@ class Tokenizer:
         return [self.decode(ids, skip_special_tokens) for ids in sequences]
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write vocab.json, merges.txt and tokenizer_config.json, from which AutoTokenizer makes a GPT2Tokenizer."""
+        """Write vocab.json, merges.txt and tokenizer_config.json, of which AutoTokenizer makes a GPT2Tokenizer."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
@@ -205,55 +187,39 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", CONFIG | ({"added_tokens_decoder": entries} if self._added else {}))
 
 
-def _parse(vocab: bytes, merges: bytes, folder: Path, added: dict[str, tuple[int, bool]] | None = None) -> Tokenizer:
-    """A tokenizer from the contents of vocab.json and merges.txt; errors name the folder they came from."""
+def _load_files(vocab: Path, merges: Path, added: dict[str, tuple[int, bool]]) -> Tokenizer:
+    """A tokenizer from vocab.json and merges.txt; errors name the folder they came from."""
+    ids, (version, *lines) = read_json(vocab, MAX_FILE), read_text(merges, MAX_FILE).removesuffix("\n").split("\n")
     try:
-        # bytes that are not UTF-8 make tokens that no vocabulary has, and the checks point at the place
-        text = merges.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")      # a token prints its bytes as other signs
-        version, *lines = text.removesuffix("\n").split("\n")
         if not version.startswith("#version"):
             raise ValueError(f"merges.txt line 1: expected '#version: 0.2', got {version[:80]!r}")
-        return Tokenizer(json.loads(vocab.decode("utf-8", "replace")), lines, added)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{folder}: vocab.json is not JSON: {error}") from None
+        return Tokenizer(ids, lines, added)
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+        raise ValueError(f"{vocab.parent}: {error}") from None
 
 
 def _read_added(folder: Path) -> dict[str, tuple[int, bool]]:
     """text -> (id, special) of the tokens that any of MORE_FILES lists; ValueError where they contradict each other."""
-    added, names = {}, {}
+    added = {}
     for file in [file for file in MORE_FILES if (folder / file).exists()]:
         content = read_json(folder / file, MAX_FILE)
         try:
-            if file == "added_tokens.json":
-                found = [(text, i, False) for text, i in content.items()]
-            elif file == "tokenizer_config.json":
-                listed = content.get("added_tokens_decoder") or {}
-                found = [(x["content"], int(i), bool(x.get("special"))) for i, x in listed.items()]
-            else:
-                found = [(x["content"], x["id"], bool(x.get("special"))) for x in content.get("added_tokens") or []]
-            if not all(type(text) is str and type(i) is int for text, i, _ in found):
-                raise TypeError("expected texts and whole numbers")
+            for i, entry in MORE_FILES[file](content):
+                text, known = entry["content"], added.get(entry["content"], (i, False))
+                if type(text) is not str or type(i) is not int or known[0] != i:
+                    raise ValueError(f"{text!r:.80} has the id {i!r:.80}, which is none, or not that of another file")
+                added[text] = i, bool(entry.get("special")) or known[1]
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / file}: its added tokens are not as transformers writes them ({error!r})") from None
-        for text, i, special in found:
-            if added.get(text, (i,))[0] != i or names.get(i, text) != text:
-                raise ValueError(f"{folder / file}: the added token {text!r:.80} has the id {i}, but another file says otherwise")
-            added[text], names[i] = (i, special or text in added and added[text][1]), text
     return added
 
 
 def _load_folder(folder: Path) -> Tokenizer:
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise FileNotFoundError(
             f"{folder} lacks {' and '.join(missing)}. If it has a tokenizer.json, transformers writes both files: "
             f"AutoTokenizer.from_pretrained({str(folder)!r}).backend_tokenizer.model.save({str(folder)!r})")
-    for name in FILES:
-        if (size := (folder / name).stat().st_size) > MAX_FILE:
-            raise ValueError(f"{folder / name} has {size:,} bytes, expected at most {MAX_FILE:,}: this is another file")
-    return _parse(*((folder / name).read_bytes() for name in FILES), folder, _read_added(folder))
+    return _load_files(*(folder / name for name in FILES), _read_added(folder))
 
 
 def _load_from_tiktoken(reason: OSError) -> Tokenizer:
@@ -263,34 +229,22 @@ def _load_from_tiktoken(reason: OSError) -> Tokenizer:
     """
     cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
                  or Path(tempfile.gettempdir(), "data-gym-cache"))
-    contents, problems = [], []
-    for name, (url, sha256) in GPT2_FILES.items():
-        path = cache / hashlib.sha1(url.encode()).hexdigest()
-        contents.append(path.read_bytes() if path.is_file() else b"")
-        found = hashlib.sha256(contents[-1]).hexdigest()
-        if found != sha256:
-            state = f"is corrupt, with sha256 {found}" if path.is_file() else "does not exist"
-            problems.append(f"{path} {state}; it should be {url} ({name}), sha256 {sha256}")
+    paths = [cache / hashlib.sha1(url.encode()).hexdigest() for url, _ in GPT2_FILES.values()]
+    problems = [f"{path} does not exist or is corrupt; it should be {url} ({name}), sha256 {digest}"
+                for path, (name, (url, digest)) in zip(paths, GPT2_FILES.items())
+                if not path.is_file() or sha256(path) != digest]
     if problems:
         raise FileNotFoundError("\n  ".join([
             "GPT-2's vocabulary was found neither on the Hub nor in tiktoken's cache:", str(reason), *problems,
             "Put the two there (TIKTOKEN_CACHE_DIR names the folder), or use a model folder with vocab.json and merges.txt"]))
-    return _parse(*contents, cache)
-
-
-def _load_gpt2(name: str) -> Tokenizer:
-    try:
-        return _load_folder(resolve_model(name, FILES))
-    except OSError as error:
-        return _load_from_tiktoken(error)
+    return _load_files(*paths, {})
 
 
 def _gpt2_without_tokenizer(folder: Path) -> bool:
     """Whether a model folder has no tokenizer at all, but GPT-2's vocabulary size."""
-    if any((folder / name).exists() for name in (*FILES, "tokenizer.json")):
-        return False
     try:
-        return read_json(folder / "config.json")["vocab_size"] == 50257
+        without = not any((folder / name).exists() for name in (*FILES, "tokenizer.json"))
+        return without and read_json(folder / "config.json")["vocab_size"] == 50257
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -303,7 +257,13 @@ def load_tokenizer(name_or_dir: str | os.PathLike) -> Tokenizer:
     """
     name, folder = str(name_or_dir), Path(os.path.expanduser(name_or_dir))
     if folder.is_dir():
-        return _load_gpt2("openai-community/gpt2") if _gpt2_without_tokenizer(folder) else _load_folder(folder)
-    if name in PUBLIC_MODELS or name in {model.repo for model in PUBLIC_MODELS.values()}:
-        return _load_gpt2(name)
-    return _load_folder(resolve_model(name, FILES, optional=MORE_FILES))
+        if not _gpt2_without_tokenizer(folder):
+            return _load_folder(folder)
+        name = "openai-community/gpt2"          # "gpt2" may be a folder here
+    is_gpt2 = name in PUBLIC_MODELS or name in {model.repo for model in PUBLIC_MODELS.values()}
+    try:
+        return _load_folder(resolve_model(name, FILES, () if is_gpt2 else tuple(MORE_FILES)))
+    except OSError as error:
+        if not is_gpt2:
+            raise
+        return _load_from_tiktoken(error)

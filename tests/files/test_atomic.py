@@ -142,7 +142,7 @@ def test_on_windows_no_folder_is_opened_and_files_are_opened_for_writing(tmp_pat
 
 
 @pytest.mark.parametrize("content, message", [(b"{", "not valid JSON"), (b"\xff", "not valid JSON"), (b"[" * 100_000, "not valid JSON"),
-                                              (b"9" * 5000, "not valid JSON"), (b" " * 1001, "1,001 bytes, expected at most 1,000")],
+                                              (b"9" * 5000, "not valid JSON"), (b" " * 1001, "1,001 bytes .*at most 1,000")],
                          ids=["half", "bytes", "deep", "digits", "long"])
 def test_json_that_is_none_is_one_clear_error(tmp_path, content, message):
     (tmp_path / "x").write_bytes(content)

@@ -178,7 +178,7 @@ def test_names_in_a_manifest_are_never_paths(tmp_path):
     manifest = json.loads((tmp_path / "ck" / "manifest.json").read_text())
     manifest["files"]["../../etc/passwd"] = {"bytes": 1, "sha256": "0"}
     (tmp_path / "ck" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="names '../../etc/passwd'"):
+    with pytest.raises(ValueError, match="etc/passwd is damaged: it is not the file of the manifest"):
         trainer_of().load_checkpoint(tmp_path / "ck")
 
 
@@ -303,8 +303,7 @@ def test_what_a_checkpoint_holds(tmp_path):
     """State alone: no configuration, no temperature, no EOS of a sampling that is over."""
     trainer_of().save_checkpoint(tmp_path / "ck")
     state = unpack(json.loads((tmp_path / "ck" / "trainer.json").read_text()), read_safetensors(tmp_path / "ck" / "trainer.safetensors"))
-    assert sorted(state) == ["extra", "kl_coef", "lr_scheduler", "model", "moments", "optimizer", "optimizer_class", "optimizer_parameters",
-                             "reference", "scheduler_class", "steps_done", "torch"]
+    assert sorted(state) == ["extra", "identity", "kl_coef", "lr_scheduler", "moments", "optimizer", "steps_done"]
 
 
 def test_settings_stay_those_of_the_trainer_that_loads(tmp_path):
@@ -383,7 +382,7 @@ FORGERIES = {
     "generator junk": (lambda s, t: t.update(generator=torch.zeros_like(t["generator"])), "nvalid|generator"),
     "generator of another type": (lambda s, t: t.update(generator=t["generator"].float()), "generator|ByteTensor|RNG"),
     "moments null": (lambda s, t: s.update(moments=None), "NoneType"),
-    "moments without a count": (lambda s, t: s["moments"].pop("count"), "moments are"),
+    "moments without a count": (lambda s, t: s["moments"].pop("count"), "'count'"),
     "moments NaN": (lambda s, t: s["moments"].update(var=float("nan")), "var is nan"),
     "variance negative": (lambda s, t: s["moments"].update(var=-1.0), "var is -1.0"),
     "reference NaN": (lambda s, t: t[REF].fill_(torch.nan), "reference's transformer.wte.weight"),
@@ -391,14 +390,16 @@ FORGERIES = {
     "reference missing": (lambda s, t: t.pop(REF), "ref_model.transformer.wte.weight"),
     "reference misshapen": (lambda s, t: t.update({REF: t[REF][:-1].clone()}), r"reference's transformer.wte.weight is \(60, 32\)"),
     "kl_coef NaN": (lambda s, t: s.update(kl_coef=float("nan")), "kl_coef is nan"),
-    "kl_coef a text": (lambda s, t: s.update(kl_coef="0.2"), "kl_coef is '0.2'"),
+    "kl_coef a text": (lambda s, t: s.update(kl_coef="0.2"), "invalid data type 'str'"),
     "steps_done negative": (lambda s, t: s.update(steps_done=-1), "steps_done is -1"),
     "steps_done half": (lambda s, t: s.update(steps_done=1.5), "steps_done is 1.5"),
     "Adam's moment of another shape": (lambda s, t: slot(s).update(exp_avg=torch.zeros(3, 3)), r"exp_avg of parameter 0 is \(3, 3\)"),
     "Adam's moment of another type": (lambda s, t: slot(s).update(exp_avg=slot(s)["exp_avg"].double()), "exp_avg of parameter 0"),
     "Adam's moment NaN": (lambda s, t: slot(s)["exp_avg_sq"].fill_(torch.nan), "exp_avg_sq of parameter 0"),
-    "Adam's moment null": (lambda s, t: slot(s).update(exp_avg=None), "expected tensors"),
-    "Adam's moment missing": (lambda s, t: slot(s).pop("exp_avg"), "expected tensors"),
+    "Adam's moment one number": (lambda s, t: slot(s).update(exp_avg=torch.tensor(0.0)), r"exp_avg of parameter 0 is \(\)"),
+    "Adam's count of another shape": (lambda s, t: slot(s).update(step=torch.ones(3)), "step|shape"),
+    "Adam's moment null": (lambda s, t: slot(s).update(exp_avg=None), "NoneType"),
+    "Adam's moment missing": (lambda s, t: slot(s).pop("exp_avg"), "'exp_avg'"),
     "Adam's parameter too many": (lambda s, t: s["optimizer"]["state"].update({28 + 2: slot(s)}), "30"),
     "Adam's parameter negative": (lambda s, t: s["optimizer"]["state"].update({-1: slot(s)}), "-1"),
     "groups missing": (lambda s, t: s["optimizer"].update(param_groups=[]), "zip|argument"),
@@ -406,12 +407,13 @@ FORGERIES = {
     "betas of texts": (lambda s, t: s["optimizer"]["param_groups"][0].update(betas=("a", "b")), "nothing"),
     "betas of another shape": (lambda s, t: s["optimizer"]["param_groups"][0].update(betas=0.9), "betas is 0.9"),
     "betas that grow": (lambda s, t: s["optimizer"]["param_groups"][0].update(betas=(0.9, 1.5)), r"betas is \(0.9, 1.5\)"),
-    "scheduler of another type of number": (lambda s, t: s["lr_scheduler"].update(base_lrs=True), "scheduler's numbers: .*base_lrs"),
+    "scheduler of another type of number": (lambda s, t: s["lr_scheduler"].update(base_lrs=True), "scheduler's numbers .*base_lrs"),
     "scheduler of other numbers": (lambda s, t: s["lr_scheduler"].pop("last_epoch"), "scheduler's numbers"),
     "scheduler junk": (lambda s, t: s["lr_scheduler"].update(last_epoch=7, lr_lambdas=[{"a": 1}] * 3), "nothing"),
     **{f"no {key}": (lambda s, t, key=key: s.pop(key), key) for key in
-       ("steps_done", "kl_coef", "moments", "optimizer", "optimizer_class", "optimizer_parameters", "lr_scheduler", "scheduler_class",
-        "model", "reference", "extra")}}
+       ("steps_done", "kl_coef", "moments", "optimizer", "lr_scheduler", "identity", "extra")},
+    **{f"no identity of {key}": (lambda s, t, key=key: s["identity"].pop(key), f"{key}: None in the checkpoint") for key in
+       ("the model's n_head", "the reference's n_head", "the optimizer", "the learning rate scheduler", "the optimizer's index of v_head.bias")}}
 
 
 @pytest.fixture(scope="module")
@@ -476,7 +478,7 @@ def test_other_frozen_parameters_are_refused_by_name(tmp_path):
     saved = trainer("wte")
     run(saved, 1)
     saved.save_checkpoint(tmp_path / "ck")
-    refused(trainer("wpe"), tmp_path / "ck", r"parameters: \['transformer.wpe.weight'\] in the checkpoint, \['transformer.wte.weight'\]")
+    refused(trainer("wpe"), tmp_path / "ck", r"the optimizer's index of transformer.wpe.weight: \(0, 0\) in the checkpoint, None in this trainer")
 
 
 def test_amsgrad_without_its_moments_is_refused(tmp_path):
@@ -486,7 +488,7 @@ def test_amsgrad_without_its_moments_is_refused(tmp_path):
     saved = trainer(False)
     run(saved, 1)
     saved.save_checkpoint(tmp_path / "ck")
-    refused(trainer(True), tmp_path / "ck", "expected tensors .*max_exp_avg_sq")
+    refused(trainer(True), tmp_path / "ck", "max_exp_avg_sq")
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "RMSprop", "NAdam", "Rprop", "ASGD", "Adafactor"])
@@ -517,7 +519,7 @@ def test_a_checkpoint_of_before_is_refused_in_words(tmp_path):
     write_json(tmp_path / "ck" / "trainer.json", {"config": {}, "steps_done": 0})
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in (tmp_path / "ck").iterdir() if p.name != "manifest.json"}
     write_json(tmp_path / "ck" / "manifest.json", {"files": files, "step": 0})
-    refused(trainer_of(), tmp_path / "ck", "not what this version writes")
+    refused(trainer_of(), tmp_path / "ck", "of another version")
 
 
 def test_a_manifest_that_leaves_files_out_is_refused(tmp_path):
@@ -525,5 +527,5 @@ def test_a_manifest_that_leaves_files_out_is_refused(tmp_path):
     manifest = json.loads((tmp_path / "ck" / "manifest.json").read_text())
     del manifest["files"]["trainer.safetensors"]
     (tmp_path / "ck" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="does not name .'trainer.safetensors'"):
+    with pytest.raises(ValueError, match="manifest.json is damaged .*'trainer.safetensors'"):
         trainer_of().load_checkpoint(tmp_path / "ck")

@@ -271,7 +271,7 @@ def test_cached_model_gets_its_optional_file_from_the_same_commit(server, home):
 def test_cached_model_is_used_when_its_optional_file_is_out_of_reach(home, capsys):
     folder = cached(home, "user/model", COMMIT, ref=COMMIT)
     assert resolve_model("user/model", FILES, optional=("vocab.json",)) == folder
-    assert "going on without vocab.json (cannot reach http://127.0.0.1:9/" in capsys.readouterr().err
+    assert "going on without vocab.json, as far as they are not there (cannot reach http://127.0.0.1:9/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("commit, there", [(COMMIT, False), (OTHER, True)])
@@ -335,7 +335,7 @@ def test_a_server_without_etag_starts_over(server):
 
 def test_a_body_without_end_is_given_up(server, home, monkeypatch):
     """Neither Content-Length nor X-Linked-Size: the bound of its kind holds, 128 MiB for what is no weights."""
-    monkeypatch.setattr(download, "LARGEST_OTHER", 100_000)
+    monkeypatch.setitem(download.LARGEST, "", 100_000)
 
     def endless(request):
         send(request, 200, {"X-Repo-Commit": COMMIT, "ETag": '"x"'})
@@ -343,7 +343,7 @@ def test_a_body_without_end_is_given_up(server, home, monkeypatch):
             request.wfile.write(bytes(10_000))
 
     server.faults = [endless]
-    with pytest.raises(OSError, match="such a file may have 100,000; gave up"):
+    with pytest.raises(OSError, match="such a file may have 100,000, .*gave up"):
         resolve_model("user/model", ("config.json",))
     assert len(server.requests) == 1 and everything(home) == []
 
@@ -360,8 +360,8 @@ def test_a_redirect_with_a_body_without_end_is_followed_at_once(server):
 
 
 def test_an_announced_size_beyond_the_bound_is_refused(server, home, monkeypatch):
-    monkeypatch.setattr(download, "LARGEST", {".safetensors": 50_000})
-    with pytest.raises(OSError, match="51,200 bytes, and such a file may have 50,000"):
+    monkeypatch.setitem(download.LARGEST, ".safetensors", 50_000)
+    with pytest.raises(OSError, match="of 51200 bytes .*such a file may have 50,000"):
         fetch_weights()
     assert everything(home) == []
 
@@ -376,7 +376,7 @@ def test_a_trickle_is_given_up(server, home, monkeypatch):
             time.sleep(0.02)
 
     server.faults = [trickle]
-    with pytest.raises(ConnectionError, match="less than 10,000 a second; gave up"):
+    with pytest.raises(ConnectionError, match="must come at 10,000 a second; gave up"):
         fetch_weights()
     assert everything(home) == []
 
@@ -411,7 +411,7 @@ def test_announced_length_that_contradicts_the_hub_is_refused_before_the_downloa
 
 def test_length_larger_than_the_file_is_no_endless_loop(server, home):
     server.faults = [header("Content-Length", 51_300, **{"X-Linked-Size": ""})]
-    with pytest.raises(OSError, match="416, the server announced more bytes than the file has"):
+    with pytest.raises(OSError, match="416, Requested Range Not Satisfiable"):
         fetch_weights()
     assert everything(home) == []
 
@@ -572,13 +572,12 @@ def test_renamed_repo_is_followed_with_the_token(server, home, monkeypatch):
     assert server.tokens()[2] == "Bearer hf_set"
 
 
-@pytest.mark.parametrize("to, message", [("file:///etc/hosts", "status 302, .*not allowed"), ("ftp://127.0.0.1/x", "redirect away from HTTP"),
-                                          ("/again", "status 302, .* infinite loop")])
-def test_redirects_that_lead_nowhere(server, home, to, message):
+@pytest.mark.parametrize("to, requests", [("file:///etc/hosts", 1), ("ftp://127.0.0.1/x", 1), ("/again", 10)])
+def test_redirects_that_lead_nowhere(server, home, to, requests):
     server.faults = [redirect(to)] * 99
-    with pytest.raises(OSError, match=message):
+    with pytest.raises(OSError, match="status 302"):
         fetch_weights()
-    assert everything(home) == []
+    assert len(server.requests) == requests and everything(home) == []
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------
@@ -616,15 +615,17 @@ def test_a_cached_file_of_other_bytes_is_not_the_public_model(server, home, monk
     monkeypatch.setitem(hub.PUBLIC_MODELS, "gpt2", HubModel("openai-community/gpt2", OTHER, known))
     for name, body in zip(FILES, (CONFIG, WEIGHTS)):
         server.files[f"/openai-community/gpt2/resolve/{OTHER}/{name}"] = body
+    monkeypatch.setattr(hub, "SMALL", 100)                      # the weights are known by their size alone
     theirs = cached(home, "gpt2", COMMIT, ref=COMMIT)
     (theirs / "config.json").write_bytes(CONFIG)
+    (theirs / "model.safetensors").write_bytes(WEIGHTS + b"!")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FileNotFoundError, match="has another model.safetensors, of 6 bytes, not 51,200"):
+    with pytest.raises(FileNotFoundError, match="has another model.safetensors than the published one"):
         resolve_model("gpt2", FILES)
     (theirs / "model.safetensors").write_bytes(WEIGHTS)
     assert resolve_model("gpt2", FILES) == theirs
     (theirs / "config.json").write_bytes(CONFIG.replace(b"2", b"3"))
-    with pytest.raises(FileNotFoundError, match="has another config.json, whose sha256 is not"):
+    with pytest.raises(FileNotFoundError, match="has another config.json than the published one"):
         resolve_model("gpt2", FILES)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     folder = resolve_model("gpt2", FILES)
@@ -671,7 +672,7 @@ def test_offline_message_lists_snapshots_and_what_they_lack(home, cached_bytes, 
     with pytest.raises(FileNotFoundError) as error:
         resolve_model("gpt2", FILES)
     snapshots = home / "hub" / "models--gpt2" / "snapshots"
-    assert f"refs/main names none of {snapshots / COMMIT}, {snapshots / OTHER}" in str(error.value)
+    assert f"{snapshots.parent} holds no snapshot that refs/main names, of ['{COMMIT}', '{OTHER}']" in str(error.value)
     assert f"{lacking} lacks model.safetensors" in str(error.value)
 
 
@@ -737,14 +738,14 @@ def test_local_folder_comes_first_and_must_hold_the_files(home, tmp_path, monkey
     assert resolve_model(tmp_path / "gpt2", ("config.json",)) == tmp_path / "gpt2"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve_model("~/gpt2", ("config.json",)) == tmp_path / "gpt2"
-    with pytest.raises(FileNotFoundError, match="folder gpt2 lacks model.safetensors; it holds config.json"):
+    with pytest.raises(FileNotFoundError, match="gpt2 lacks model.safetensors: expected a folder with config.json, model"):
         resolve_model("gpt2", FILES)
 
 
 @pytest.mark.parametrize("name", ["/no/such", "./model", "../model", "~/no-such-model", "runs/first/checkpoint-000003",
                                   Path("model"), Path("runs/model")])
 def test_what_looks_like_a_path_is_said_to_be_a_missing_folder(home, name):
-    with pytest.raises(FileNotFoundError, match="does not exist: expected a folder with config.json, model"):
+    with pytest.raises(FileNotFoundError, match="does not exist or is no folder: expected a folder with config.json, model"):
         resolve_model(name, FILES)
 
 
@@ -764,9 +765,9 @@ def test_file_or_broken_link_in_place_of_a_folder(home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "link").symlink_to("nowhere")
-    for name, what in (("model.safetensors", "is a file"), ("link", "is a broken link")):
+    for name in ("model.safetensors", "link"):
         for path in (name, tmp_path / name):
-            with pytest.raises(FileNotFoundError, match=f"{name} {what}: expected a folder"):
+            with pytest.raises(FileNotFoundError, match=f"{name} does not exist or is no folder: expected a folder"):
                 resolve_model(path, FILES)
 
 

@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 import weakref
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,7 +73,9 @@ def test_the_folder_is_what_transformers_reads(policy, folder):
     assert {name: tuple(t.shape) for name, t in head.items()} == {"v_head.summary.weight": (1, 32), "v_head.summary.bias": (1,)}
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "gpt2" and config["activation_function"] == "gelu_new" and config["n_ctx"] == 64
-    assert model_folder.config_json(asdict(policy.config), 60)["eos_token_id"] == 60
+    GPT2WithValueHead(replace(policy.config, eos_token_id=60)).save_pretrained(folder)
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((folder / name).read_text())["eos_token_id"] == 60
 
 
 def test_gpt2_vocabulary_gets_gpt2s_eos(tmp_path):
@@ -132,10 +134,10 @@ def test_damaged_weights_are_named(folder, change, message):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("{", "not valid JSON"), ("[]", "gpt2"), ('{"model_type": "llama"}', "llama"), ('{"model_type": "gpt2"}', "missing"),
+    ("{", "not valid JSON"), ("[]", "gpt2"), ('{"model_type": "llama"}', "llama"), ('{"model_type": "gpt2"}', "vocab_size must be .*got None"),
     ({"n_embd": 30}, "not divisible"), ({"n_layer": "2"}, "n_layer"), ({"vocab_size": 61.0}, "vocab_size"),
     ({"activation_function": "gelu"}, "activation_function is 'gelu'"), ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by"),
-    ({"n_inner": 77}, "n_inner"), ({"eos_token_id": [1, 2]}, "eos_token_id"), ({"n_layer": 999}, "holds 2 layers"),
+    ({"n_inner": 77}, "n_inner"), ({"eos_token_id": [1, 2]}, "eos_token_id"), ({"n_layer": 999}, "11964 tensors are missing"),
     ({"tie_word_embeddings": False}, "tie_word"),
     ({"n_embd": 1e18}, "n_embd must be a whole number from 1 to 131,072, got 1e"), ({"n_embd": 10**18}, "n_embd must be"),
     ({"vocab_size": 2**63}, "vocab_size must be"), ({"n_positions": 2**62}, "n_positions must be"), ({"n_head": True}, "n_head must be"),
@@ -204,7 +206,7 @@ def test_loading_holds_one_tensor_at_a_time(policy, folder, monkeypatch):
 def test_a_huge_config_is_refused_unread(folder):
     with open(folder / "config.json", "wb") as file:
         file.truncate(30 * 10**9)
-    with pytest.raises(ValueError, match="config.json has 30,000,000,000 bytes, expected at most 1,048,576"):
+    with pytest.raises(ValueError, match="config.json has 30,000,000,000 bytes .*at most 1,048,576"):
         GPT2.from_pretrained(folder, device="cpu")
 
 
@@ -240,7 +242,7 @@ def test_empty_tensors_by_the_thousand_cost_seconds_at_most(folder, layers):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_layer": layers}))
     begun = time.process_time()
-    with pytest.raises(ValueError, match=r"n_layer must be|has shape \(0,\)"):
+    with pytest.raises(ValueError, match=r"n_layer must be|ln_1.weight of shape \(0,\)"):
         GPT2.from_pretrained(folder, device="cpu")
     assert time.process_time() - begun < 20
 
@@ -308,10 +310,10 @@ def test_a_whole_model_is_preferred_to_parts(policy, folder):
     (lambda folder, index: (folder / "model-00002-of-00002.safetensors").unlink(), FileNotFoundError, "lacks model-00002-of-00002"),
     (lambda folder, index: index["weight_map"].update(x="../../etc/passwd.safetensors"), ValueError, "expected weight_map.*etc/passwd"),
     (lambda folder, index: index["weight_map"].update(x="config.json"), ValueError, "expected weight_map.*'config.json'"),
-    (lambda folder, index: index["weight_map"].update(x=5), ValueError, "expected weight_map.*got 5"),
+    (lambda folder, index: index["weight_map"].update(x=5), ValueError, "expected weight_map.*got TypeError"),
     (lambda folder, index: index.update(weight_map=[]), ValueError, "expected weight_map"),
     (lambda folder, index: write_safetensors(folder / "model-00001-of-00002.safetensors",
-                                             read_safetensors(folder / "model-00002-of-00002.safetensors")), ValueError, "already|layers")],
+                                             read_safetensors(folder / "model-00002-of-00002.safetensors")), ValueError, "already|missing")],
     ids=["part missing", "path", "foreign", "number", "list", "twice"])
 def test_a_broken_index_is_named(folder, change, kind, message):
     index = split(folder)

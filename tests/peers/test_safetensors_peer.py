@@ -26,8 +26,7 @@ from test_safetensors import ACCEPT, CASES, REJECT, bits, raw  # noqa: E402
 from minippo.files.safetensors import DTYPES, SafetensorsError, read_header, read_safetensors, write_safetensors  # noqa: E402
 
 # words of our message -> the rule of minippo/files/safetensors.py by which we refuse what the package reads
-STRICTER = {"stands twice": 1, "expected an object": 2, "dtype {": 2, "dtype [": 2, "too many elements": 3, "64 whole": 3,
-            "a header of": 3, "dtype '": 4}
+STRICTER = {"stands twice": 1, "expected an object": 2, "'dtype': {": 2, "'dtype': [": 2, "64 whole": 3, "a header of": 3, "as dtype": 4}
 
 
 def package_reads(path) -> dict[str, torch.Tensor] | None:
