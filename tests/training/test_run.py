@@ -154,7 +154,7 @@ def test_logs_are_on_the_disk_before_the_checkpoint_that_counts_on_them(base, tm
 
 
 def test_a_report_that_fails_is_a_warning(base, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run_module, "write_report", lambda out: raising(KeyError("ppo/loss")))
+    monkeypatch.setattr(run_module, "write_report", lambda out, live: raising(KeyError("ppo/loss")))
     assert start(base, tmp_path, steps=2, report_every=1).steps_done == 2
     assert capsys.readouterr().err == "warning: no report: KeyError('ppo/loss')\n" * 2
 
@@ -610,7 +610,7 @@ def test_an_error_on_a_full_disk_is_still_the_error(base, tmp_path, monkeypatch,
 def test_compiling_without_a_compiler_says_what_it_needs(base, tmp_path, monkeypatch):
     error = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})("InvalidCxxCompiler: none found\nmore")
     monkeypatch.setattr(PPOTrainer, "generate", lambda *args, **kwargs: raising(error))
-    with pytest.raises(OSError, match="torch.compile failed .InductorError: InvalidCxxCompiler: none found.; .* without --compile"):
+    with pytest.raises(OSError, match="torch.compile failed .InductorError: InvalidCxxCompiler: none found.; .* leave --compile out"):
         start(base, tmp_path, compile=True)
 
 
