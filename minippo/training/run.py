@@ -83,8 +83,8 @@ def fail(job: Job, batch: dict, error: BaseException) -> NoReturn:
             f"out of memory ({reason:.120}); {saved}. Divide mini_batch_size by what you multiply gradient_accumulation_steps with "
             "(the update stays the same), take fewer max_new_tokens or query_tokens, or turn on gradient_checkpointing")
     elif job.config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        kind, text = OSError, (f"torch.compile failed ({type(error).__name__}: {reason:.200}); {saved}. Install a C++ compiler, and "
-                               "Triton for a GPU, or leave --compile out")
+        kind, text = OSError, (f"torch.compile failed ({type(error).__name__}: {reason:.200}); {saved}. Install a C++ compiler, "
+                               "on a GPU Triton, too, or leave --compile out")
     else:
         warn(f"update {step} failed; {saved}")
         raise error
@@ -169,8 +169,8 @@ def prepare(run: RunConfig, config: PPOConfig, texts: list[str], source: str, sc
     limit, cut = span(run.max_new_tokens)[1], span(run.query_tokens or sys.maxsize)[1]
     n, text = max((min(len(tokens), cut), text) for tokens, text in zip(prompts, texts))
     if n + limit > model.config.n_positions:
-        raise ValueError(f"the prompt {text!r:.60} comes to {n} tokens, and {n} + {limit} (max_new_tokens) are more than the model's "
-                         f"{model.config.n_positions} positions: cut prompts with query_tokens, or lower max_new_tokens")
+        raise ValueError(f"the prompt {text!r:.60} comes to {n} tokens, and {n} + {limit} (max_new_tokens) are more than the "
+                         f"model's {model.config.n_positions} positions: cut prompts with query_tokens, or lower max_new_tokens")
     return Job(run, config, out, prompts, tokenizer, reward, PPOTrainer(config, model, tokenizer=tokenizer))
 
 
@@ -198,7 +198,7 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
         write_json(out / "config.json", record)
         logs = {name: Log(out / name, state.sizes.get(name, 0)) for name in LOGS}
         stop, talk = Stop(), say if not (run.quiet or run.one_line) else lambda text: None
-        talk(f"{run.model} on {run.device}, {len(texts)} prompts, reward {run.reward}; updates: {job.trainer.steps_done}/{run.steps}")
+        talk(f"{run.model} on {run.device}, {len(texts)} prompts, {run.reward}; updates: {job.trainer.steps_done}/{run.steps}")
         with signals_call(stop, always=(signal.SIGINT, signal.SIGTERM)):
             try:
                 result = loop(job, state, logs, stop)

@@ -159,6 +159,21 @@ def test_a_report_that_fails_is_a_warning(base, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "warning: no report: KeyError('ppo/loss')\n" * 2
 
 
+def test_the_report_looks_again_while_the_run_goes_on_and_not_afterwards(base, tmp_path, monkeypatch):
+    """Written after the first update of a run, also of one that is resumed, then every second one, and at the end."""
+    written, write_report = [], run_module.write_report
+
+    def write(out, live):
+        written.append((len(lines(out / "metrics.jsonl")), live))
+        path = write_report(out, live=live)
+        assert ('http-equiv="refresh" content="30"' in path.read_text()) == bool(live)
+        return path
+    monkeypatch.setattr(run_module, "write_report", write)
+    start(base, tmp_path, steps=4, report_every=2, lr_schedule="constant")
+    start(base, tmp_path, steps=7, report_every=2, lr_schedule="constant", resume=True)
+    assert written == [(1, 30), (2, 30), (4, 0), (5, 30), (6, 30), (7, 0)]
+
+
 def test_samples_and_updates_are_printed(base, tmp_path, capsys):
     start(base, tmp_path, steps=1, quiet=False)
     printed = capsys.readouterr().out
