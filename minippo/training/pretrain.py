@@ -70,8 +70,7 @@ def learning_rate_at(step: int, config: PretrainConfig) -> float:
 def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfig = PretrainConfig()) -> Losses:
     """Train `model` in place to predict the next token of `texts`, and return the final losses.
 
-    ValueError: no texts, a tokenizer or a block_size that does not fit the model. FloatingPointError: the loss is not finite, and
-    the weights are those before that step.
+    ValueError: tokenizer or block_size do not fit the model. FloatingPointError: a loss is not finite; the weights are as before it.
     """
     if isinstance(texts, str) or not texts:
         raise ValueError(f"pretrain: expected a list of texts, got {texts!r:.60}")
@@ -97,7 +96,6 @@ def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfi
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # the first steps of a fresh model are steep
         optimizer.step()
         progress.show(step + 1, f"loss {losses[-1]:.3f}")
-
     tail = losses[-max(1, config.steps // 10):]
     result = Losses(sum(tail) / len(tail), held_out_loss(model, tokenizer, held_out, config) if held_out else math.nan)
     progress.finish(f"loss {result.train:.3f}" + (f", on held-out texts {result.held_out:.3f}" if held_out else ""))
