@@ -1,8 +1,7 @@
 """The command line: `python -m minippo [COMMAND] [FLAGS]`; without a command, the demo.
 
-Flags are the fields of the configuration dataclasses, and their help is the comment behind each field: there is one place to
-read, and it is the code. Mistakes are answered with one line that says what was expected, and exit status 2; a run that
-failed ends with 1, one that was stopped by a signal with 128 + its number.
+Flags are the fields of the configuration dataclasses, and their help is the comment behind each field. A mistake is answered with
+one line and exit status 2; a run that failed ends with 1, one that was stopped by a signal with 128 + its number.
 """
 
 from __future__ import annotations
@@ -32,10 +31,8 @@ from .training.config import RunConfig, check_types, pick_device, pick_dtype, pl
 from .training.data import load_labelled, load_pairs, text_of
 from .training.run import load_policy, load_reward, train
 from .training.run_folder import model_source, read_record
-from .training.terminal import protect, say, show
+from .training.terminal import protect, say
 
-
-# --- flags -----------------------------------------------------------------------------------------------------------
 
 def reader(kind: type, optional: bool = False) -> Callable:
     """A function from a flag's text to its value: int, float or str; `none` where it is optional."""
@@ -54,12 +51,11 @@ def reader(kind: type, optional: bool = False) -> Callable:
     return read
 
 
-def new_parser(command: str, text: str, example: str) -> argparse.ArgumentParser:
+def new_parser(command: str, example: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m minippo {command}", description=text, usage=f"python -m minippo {command} {example}",
+        prog=f"python -m minippo {command}", description=COMMANDS[command][1], usage=f"python -m minippo {command} {example}",
         argument_default=argparse.SUPPRESS, allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120))
-
     def error(message: str):
         raise ValueError(f"{message}; see `{parser.prog} --help`")
     parser.error = error                                            # instead of half a page of usage
@@ -86,32 +82,24 @@ def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         group.add_argument("--" + field.name.replace("_", "-"), dest=field.name, help=text, **options)
 
 
-def add_machine_flags(parser: argparse.ArgumentParser, seed: str | None = "of everything that is drawn at random") -> None:
-    """--seed, --device and --dtype, which every command takes. seed: its help; None where a dataclass has that field."""
-    group = parser.add_argument_group("machine")
-    if seed is not None:
-        group.add_argument("--seed", type=reader(int), metavar="N", default=0, help=f"{seed} [0]")
-    group.add_argument("--device", default=None, metavar="TEXT", help="cpu, cuda or cuda:1 [CUDA where there is one]")
-    group.add_argument("--dtype", default=None, metavar="TEXT",
-                       help="of the blocks: float32, bfloat16 or float16 [bfloat16 on a GPU that has it, else float32]")
-
-
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """The flags given; an unknown one is an error that names the nearest known one."""
+    """The flags given; every command has these three, and an unknown one is an error that names the nearest known one."""
+    for name, default, text in (("--seed", 0, "of what is drawn at random [0]"),
+                                ("--device", None, "cpu, cuda or cuda:1 [CUDA where there is one]"),
+                                ("--dtype", None, "of the blocks: float32, bfloat16, float16 [bfloat16 on a GPU that has it]")):
+        if name not in parser._option_string_actions:
+            parser.add_argument(name, type=reader(int if name == "--seed" else str), default=default, metavar="X", help=text)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=1)
         parser.error(f"unknown argument {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
     return args
 
 
 def build(cls: type, given: dict):
     """The dataclass from the flags given; a number or MIN MAX, a list so far, becomes a number or a tuple."""
-    names = {field.name for field in fields(cls)}
-    values = {name: value for name, value in given.items() if name in names}
-    values = {name: (value[0] if len(value) == 1 else tuple(value)) if isinstance(value, list) else value
-              for name, value in values.items()}
+    values = {field.name: given[field.name] for field in fields(cls) if field.name in given}
+    values |= {name: value[0] if len(value) == 1 else tuple(value) for name, value in values.items() if isinstance(value, list)}
     missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in values]
     if missing:
         raise ValueError(f"expected --{' and --'.join(name.replace('_', '-') for name in missing)}, too")
@@ -119,19 +107,17 @@ def build(cls: type, given: dict):
     return cls(**values)
 
 
-# --- commands: the arguments behind the command's name -> exit status ------------------------------------------------
+# --- commands: the arguments behind the command's name -> exit status, None for 0 ------------------------------------
 
 def run_demo(argv: list[str]) -> int:
     from .training import demo                                              # here: it is the one thing that a run does not need
-    parser = new_parser("demo", "Pretrain a tiny GPT-2, train a reward model, then PPO: about a minute, nothing to download.",
-                        "[FLAGS]")
+    parser = new_parser("demo", "[FLAGS]")
     add_flags(parser, demo.DemoConfig)
     return demo.run_demo(build(demo.DemoConfig, vars(parse(parser, argv))))
 
 
 def run_train(argv: list[str]) -> int:
-    parser = new_parser("train", "Train GPT-2 with PPO on a reward of yours.",
-                        "--model gpt2 --prompts FILE --reward rule:sentiment --out runs/x [FLAGS]")
+    parser = new_parser("train", "--model gpt2 --prompts FILE --reward rule:sentiment --out runs/x [FLAGS]")
     parser.add_argument("--resume", action="store_true", default=False,
                         help="continue the run in --out; what is not given is as the run began")
     parser.add_argument("--allow-config-change", action="store_true", default=False,
@@ -147,9 +133,8 @@ def run_train(argv: list[str]) -> int:
     return train(run, config, given["resume"], given["allow_config_change"]).status
 
 
-def run_generate(argv: list[str]) -> int:
-    parser = new_parser("generate", "Sample from a policy, beside its reference or another model.",
-                        "--model DIR --prompt TEXT [--reference gpt2] [--reward rule:sentiment]")
+def run_generate(argv: list[str]) -> None:
+    parser = new_parser("generate", "--model DIR --prompt TEXT [--reference gpt2] [--reward rule:sentiment]")
     parser.add_argument("--model", required=True, metavar="DIR", help="model folder, run folder (newest checkpoint), public name")
     parser.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="one prompt or several, each in quotes")
     parser.add_argument("--reference", default=None, metavar="DIR", help="a second model, drawing the same random numbers [none]")
@@ -158,9 +143,7 @@ def run_generate(argv: list[str]) -> int:
     parser.add_argument("--max-new-tokens", type=reader(int), default=20, metavar="N", help="length limit of a response [20]")
     parser.add_argument("--temperature", type=reader(float), default=1.0, metavar="X", help="below 1 safer, above 1 wilder [1.0]")
     parser.add_argument("--top-k", type=reader(int), default=0, metavar="N", help="only the N likeliest tokens; 0: all [0]")
-    parser.add_argument("--top-p", type=reader(float), default=1.0, metavar="X",
-                        help="only the likeliest tokens that together hold this much probability [1.0]")
-    add_machine_flags(parser)
+    parser.add_argument("--top-p", type=reader(float), default=1.0, metavar="X", help="likeliest tokens up to this probability [1.0]")
     args = parse(parser, argv)
     if args.n < 1:
         raise ValueError(f"--n: expected a whole number above 0, got {args.n}")
@@ -181,77 +164,64 @@ def run_generate(argv: list[str]) -> int:
             say(f"  {name}")
             for i in range(start, start + args.n):
                 say("    " + (f"{scores[name][i]:8.3f}  " if reward else "") + responses[i].replace("\n", "\n    "))
-    return 0
 
 
-def run_reward_model(argv: list[str]) -> int:
-    parser = new_parser("reward-model", "Train a reward model from preferences or from labelled texts.",
-                        "--model gpt2 --labels rt-polarity/ --out runs/reward [FLAGS]")
+def run_reward_model(argv: list[str]) -> None:
+    parser = new_parser("reward-model", "--model gpt2 --labels rt-polarity/ --out runs/reward [FLAGS]")
     parser.add_argument("--model", required=True, metavar="DIR", help="model folder, run folder or public name to start from")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--pairs", metavar="FILE", help='preferences, .jsonl objects of "query", "chosen", "rejected"')
     data.add_argument("--labels", nargs="+", metavar="FILE",
-                      help='texts with labels: .jsonl objects of "text" and "label" (1 or 0); or two files, good and bad, one text '
-                      "a line; or the folder of rt-polarity")
+                      help='.jsonl objects of "text" and "label", 1 or 0; or good and bad texts, one a line; or rt-polarity')
     add_flags(parser, reward_training.RewardModelConfig)
-    add_machine_flags(parser, seed=None)
     given = vars(parse(parser, argv))
     config, out = build(reward_training.RewardModelConfig, given), place(given["out"], "--out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; choose another --out")
     if "pairs" in given:
-        pairs, labelled = load_pairs(given["pairs"]), None
+        learn, examples = reward_training.train_on_pairs, [load_pairs(given["pairs"])]
     else:
-        labelled = load_labelled(given["labels"])
+        learn, examples = reward_training.train_on_labels, zip(*load_labelled(given["labels"]))
     device, dtype = pick_device(given["device"]), pick_dtype(given["dtype"])
     source = model_source(given["model"])
     model = RewardModel.from_gpt2(GPT2.from_pretrained(source, device, dtype), load_tokenizer(source),
                                   torch.Generator().manual_seed(config.seed))
-    if labelled is None:
-        result = reward_training.train_on_pairs(model, pairs, config)
-    else:
-        texts, labels = zip(*labelled)
-        result = reward_training.train_on_labels(model, texts, labels, config)
+    result = learn(model, *examples, config)
     model.save_pretrained(out)
     say(f"accuracy {result.accuracy:.3f} on {result.held_out} held-out examples, after {result.trained} in "
         f"{result.seconds:.0f} s. Use it: python -m minippo train --reward model:{out}")
-    return 0
 
 
-def run_report(argv: list[str]) -> int:
-    parser = new_parser("report", "Write report.html of a run folder, or lay several runs side by side.", "DIR [DIR ...]")
+def run_report(argv: list[str]) -> None:
+    parser = new_parser("report", "DIR [DIR ...]")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="run folders, as `train --out` wrote them")
-    add_machine_flags(parser, seed="as every command has it; a report draws nothing")
     say(str(write_report(*map(os.path.expanduser, parse(parser, argv).folders))))
-    return 0
 
 
 def run_check(argv: list[str]) -> int:
     from .check import run_checks
-    parser = new_parser("check", "Check the algorithm's invariants on this machine and these weights.", "[--model gpt2]")
+    parser = new_parser("check", "[--model gpt2]")
     parser.add_argument("--model", default=None, metavar="DIR", help="model or run folder, or public name [a small random model]")
-    add_machine_flags(parser, seed="as every command has it; the checks draw the same numbers each time")
     args = parse(parser, argv)
     return run_checks(args.model and model_source(args.model), pick_device(args.device), pick_dtype(args.dtype))
 
 
-def run_bench(argv: list[str]) -> int:
+def run_bench(argv: list[str]) -> int | None:
     from . import bench
-    parser = new_parser("bench", "Measure rollout, scoring and update: time, memory, share of the machine's limit.", "[FLAGS]")
+    parser = new_parser("bench", "[FLAGS]")
     add_flags(parser, bench.BenchConfig)
-    parser.add_argument("--seed", type=reader(int), metavar="N", help="as every command has it; the workload is fixed [0]")
-    return bench.run_bench(build(bench.BenchConfig, vars(parse(parser, argv)))) or 0
+    return bench.run_bench(build(bench.BenchConfig, vars(parse(parser, argv))))
 
 
 COMMANDS = {
     "demo": (run_demo, "the whole of RLHF in about a minute, nothing to download; what runs without a command"),
     "train": (run_train, "train GPT-2 with PPO on a reward of yours"),
-    "generate": (run_generate, "sample from a policy, beside its reference"),
+    "generate": (run_generate, "sample from a policy, beside its reference or another model"),
     "reward-model": (run_reward_model, "train a reward model from preferences or labelled texts"),
-    "report": (run_report, "write report.html of a run, or compare several"),
-    "check": (run_check, "check the algorithm's invariants on this machine"),
-    "bench": (run_bench, "measure rollout, scoring and update"),
+    "report": (run_report, "write report.html of a run, or lay several side by side"),
+    "check": (run_check, "check the algorithm's invariants on this machine and these weights"),
+    "bench": (run_bench, "measure rollout, scoring and update: time, memory, share of the machine's limit"),
 }
 OVERVIEW = "\n".join(["usage: python -m minippo [COMMAND] [FLAGS]", "", "PPO fine-tuning of GPT-2. Commands:", "",
                       *(f"  {name:14}{text}" for name, (_, text) in COMMANDS.items()), "",
@@ -269,24 +239,24 @@ def main(argv: list[str]) -> int:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             raise ValueError(f"no command {name!r}" + (f"; did you mean {near[0]}?" if near else "")
                              + f" There are: {', '.join(COMMANDS)}")
-        return COMMANDS[name][0](argv[1:] if argv[:1] == [name] else argv)
+        return COMMANDS[name][0](argv[1:] if argv[:1] == [name] else argv) or 0
     except KeyboardInterrupt:
         return 130
     except StopRun as stop:                                         # at the terminal, while it rated what was generated
         return 128 + stop.signum if stop.signum else 0
     except (RewardError, FloatingPointError, MemoryError) as error:         # the input was fine, the run was not
         if isinstance(error, RewardError) and error.__cause__ is not None:
-            show(sys.stderr, "".join(traceback.format_exception(error.__cause__)))      # the user's own function: where it failed
-        show(sys.stderr, f"error: {str(error) or type(error).__name__}")
+            say("".join(traceback.format_exception(error.__cause__)), "stderr")         # the user's own function: where it failed
+        say(f"error: {str(error) or type(error).__name__}", "stderr")
         return 130 if isinstance(error.__cause__, KeyboardInterrupt) else 1
     except (ValueError, OSError) as error:
         text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
-        show(sys.stderr, f"error: {text or type(error).__name__}")
+        say(f"error: {text or type(error).__name__}", "stderr")
         return 2
 
 
 def program() -> None:
-    """The program: main, in which printing cannot fail."""
+    """The program, also as the command `minippo`: main, in which printing cannot fail."""
     protect()
     sys.exit(main(sys.argv[1:]))
 

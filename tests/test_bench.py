@@ -132,9 +132,9 @@ print(json.dumps(bench.measure(bench.BenchConfig(model="probe", batch=24, **sett
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read the way Linux counts it")
 def test_estimate_against_the_measured_peak():
-    """A process of its own, warmed up by a tiny model: the growth of its peak, and the estimate at 0.9 to 1.6 times that.
+    """A process of its own, warmed up by a tiny model: the growth of its peak, and the estimate at 0.85 to 1.6 times that.
 
-    The estimate is 367 MB; the growth was 341 to 387 MB in five runs on one machine, as the allocator found more or less room in
+    The estimate is 393 MB; the growth was 336 to 430 MB in thirty runs on one machine, as the allocator found more or less room in
     what the warm-up had left.
     """
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, timeout=300,
@@ -142,7 +142,7 @@ def test_estimate_against_the_measured_peak():
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     growth = result["peak_memory_bytes"] - result["memory_at_start_bytes"]
-    assert 0.9 < result["memory_estimate_bytes"] / growth < 1.6
+    assert 0.85 < result["memory_estimate_bytes"] / growth < 1.6
 
 
 def dry_run(capsys, **settings) -> tuple[int, dict, str]:
@@ -159,7 +159,7 @@ def test_the_large_model_fits_24_gb_and_the_xl_80(capsys):
     assert status == 0 and result["fits"] and "fits into 24.0 GB" in text
     estimate = result["memory_estimate_bytes"]
     assert estimate["parameters"] == 4 * (774_030_080 + 1281) and estimate["Adam moments"] == 2 * estimate["parameters"]
-    assert estimate["gradients"] == estimate["parameters"] + 4 * 50257 * 1280               # the token embedding's twice
+    assert estimate["gradients"] == estimate["parameters"] + 4 * 2 * 50257 * 1280           # three parts of the tied embedding's
     assert f"{estimate['parameters']:,d} bytes     3.10 GB" in text
     status, result, text = dry_run(capsys, model="gpt2-large", memory_gb=24)
     assert status == 1 and not result["fits"] and "does NOT fit into 24.0 GB" in text and "--gradient-checkpointing" in text

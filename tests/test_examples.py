@@ -62,3 +62,12 @@ def test_pyproject_asks_for_what_requirements_ask_for():
     assert set(re.findall(r'"([^"]+)"', dependencies)) == set(requirements)
     shipped = {path.name for path in (ROOT / "minippo").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert set(re.findall(r'"(\w+\.(?:css|js))"', project)) == shipped
+
+
+def test_the_command_minippo_is_the_program():
+    """As the script that pip writes calls it: without arguments, its result is the exit status."""
+    module, function = re.search(r'^minippo = "([\w.]+):(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.M).groups()
+    code = f"import sys; sys.argv[0] = 'minippo'; from {module} import {function}; sys.exit({function}())"
+    for argv, status, word in (["--help"], 0, "reward-model"), (["train", "--help"], 0, "--batch-size"), (["trian"], 2, "did you mean train?"):
+        done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == status and word in done.stdout + done.stderr and "Traceback" not in done.stderr

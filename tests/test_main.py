@@ -88,7 +88,7 @@ def test_flags_of_every_kind(monkeypatch):
     (["train", *REQUIRED, "--batch", "3"], "unknown argument '--batch'"),              # no guessing from beginnings
     (["train", *REQUIRED, "--steps", "ten"], "argument --steps: expected a whole number, got 'ten'"),
     (["train", *REQUIRED, "--score-clip", "x"], "argument --score-clip: expected a number or none, got 'x'"),
-    (["train", *REQUIRED, "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
+    (["train", *REQUIRED, "--steps", "0"], "steps must be a whole number above 0, got 0"),
     (["train", *REQUIRED, "--query-tokens", "1", "2", "3"], "a whole number above 0, or a pair (MIN, MAX); got (1, 2, 3)"),
     (["train", *REQUIRED, "--kl-penalty", "kll"], "kl_penalty must be one of kl, abs, mse, k3, full; got 'kll'"),
     (["train", "--model", "m", "--out", "o"], "expected --prompts and --reward, too"),

@@ -31,29 +31,32 @@ class StopRun(Exception):
         self.signum = signum
 
 
-def visible(text: str) -> str:
-    """Return text with control and direction characters as escapes: it must not steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+def visible(text: str, keep: str = "") -> str:
+    """Return text with control characters, direction marks and the like as escapes, except those in `keep`: shown, not obeyed."""
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 @contextmanager
-def _signals_stop_the_run():
-    """Within, SIGINT, SIGTERM and SIGHUP (a closed terminal) raise StopRun: after a flag it would still wait for an answer.
+def signals_call(handler, always=()):
+    """Within, SIGINT, SIGTERM and SIGHUP, a closed terminal, call `handler(signum, frame)`.
 
-    Only the main thread may set handlers; in any other, signals keep their meaning. What is ignored stays ignored.
+    Only the main thread may set handlers; in any other, signals keep their meaning. What is ignored stays ignored (nohup, a job in
+    the background), but for those named in `always`.
     """
-    def stop(signum, frame):
-        raise StopRun(f"{signal.Signals(signum).name} at the terminal", signum)
-
-    in_main = threading.current_thread() is threading.main_thread()
-    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if in_main and hasattr(signal, name)]
-    before = {signum: signal.signal(signum, stop) for signum in wanted
-              if signal.getsignal(signum) is not signal.SIG_IGN}        # nohup, a job in the background
+    main = threading.current_thread() is threading.main_thread()
+    wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
+    before = {signum: signal.signal(signum, handler) for signum in wanted
+              if signum in always or signal.getsignal(signum) is not signal.SIG_IGN}
     try:
         yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler or signal.SIG_DFL)
+
+
+def _stop(signum, frame):
+    """A handler that only set a flag would leave the program waiting for an answer."""
+    raise StopRun(f"{signal.Signals(signum).name} at the terminal", signum)
 
 
 _FORM = b'{"query": "", "response": "", "score": '                      # of a line of ours, less what varies: texts, number
@@ -117,7 +120,7 @@ class HumanReward:
         """Ask for the ratings of these pairs, one after the other."""
         done = 0
         while done < len(unrated):
-            query, response = (visible(text).replace("\n", "\n          ") for text in unrated[done])
+            query, response = (visible(text, keep="\n").replace("\n", "\n          ") for text in unrated[done])
             self._say(f"\n[{done + 1} of {len(unrated)}]\nquery:    {query}\nresponse: {response}\n")
             rating = self._ask()
             if rating is not None:
@@ -132,7 +135,7 @@ class HumanReward:
     def _ask(self):
         """Return the rating, or None for undo, asking until the answer makes sense."""
         while True:
-            with _signals_stop_the_run():                               # before a person can answer
+            with signals_call(_stop):                               # before a person can answer
                 line = self._say(PROMPT, then=self.input.readline)
             answer = line.strip().lower()
             if not line or answer in ("s", "stop"):

@@ -1,7 +1,7 @@
 """One update of a run: the next prompts, responses, their texts and scores, a PPO step, and what is noted of it.
 
-An update is a function of the checkpoint: the sampling generator is the trainer's, and prompts and lengths are drawn by generators
-made anew from the seed and a counter.
+An update is a function of the checkpoint: the sampling generator is the trainer's; prompts and lengths are drawn by generators
+that are made anew from the seed and a counter.
 """
 
 from __future__ import annotations
@@ -44,14 +44,11 @@ def shuffled(n: int, seed: int, epoch: int) -> list[int]:
 
 
 def next_batch(job: Job, taken: int) -> tuple[list[Tensor], list[int]]:
-    """The next batch_size queries and the limits of their responses, in tokens. Each pass over the prompts is shuffled anew.
-
-    `taken`: how many prompts the batches before this one took. It and the seed decide everything here.
-    """
+    """The next batch_size queries and the limits of their responses, after `taken` prompts: that and the seed decide everything."""
     run, seed, queries, limits = job.run, job.config.seed, [], []
     rng = random.Random(f"lengths {seed} {taken}")
     for i in range(taken, taken + job.config.batch_size):
-        epoch, at = divmod(i, len(job.prompts))
+        epoch, at = divmod(i, len(job.prompts))                         # each pass over the prompts is shuffled anew
         prompt = job.prompts[shuffled(len(job.prompts), seed, epoch)[at]]
         if run.query_tokens is not None:
             prompt = prompt[:rng.randint(*span(run.query_tokens))]
@@ -79,10 +76,7 @@ def scored_part(job: Job, response: Tensor) -> Tensor | None:
 
 
 def run_update(job: Job, state: RunState, batch: dict) -> tuple[dict, list[dict]]:
-    """One update: queries, responses, scores, PPO. Returns its line of metrics and the samples to keep.
-
-    `batch` receives the batch as it comes about, so that after an error there is something to look at.
-    """
+    """One update; returns its line of metrics and the samples to keep. `batch` has what there is of it after an error, too."""
     run, trainer, start = job.run, job.trainer, time.perf_counter()
     step = batch["step"] = trainer.steps_done + 1
     for group in trainer.optimizer.param_groups:
@@ -90,28 +84,25 @@ def run_update(job: Job, state: RunState, batch: dict) -> tuple[dict, list[dict]
 
     queries, limits = next_batch(job, state.prompts_taken)
     batch["queries"] = [text_of(job.tokenizer, query) for query in queries]
-    responses = trainer.generate(queries, max_new_tokens=limits, temperature=job.config.temperature)
-    responses = [response.cpu() for response in responses]
-    batch["responses"] = [text_of(job.tokenizer, response, True) for response in responses]      # without the EOS that ends it
-    parts_scored = [scored_part(job, response) for response in responses]
-    texts = [text_of(job.tokenizer, response if part is None else part, True) for response, part in zip(responses, parts_scored)]
+    generated = trainer.generate(queries, max_new_tokens=limits, temperature=job.config.temperature)
+    responses = [response.cpu() for response in generated]
+    batch["responses"] = [text_of(job.tokenizer, response, True) for response in responses]     # without the EOS at its end
+    scored = [scored_part(job, response) for response in responses]
+    texts = [text if part is None else text_of(job.tokenizer, part, True) for text, part in zip(batch["responses"], scored)]
     scores, batch["parts"] = job.reward.parts(batch["queries"], texts)
-    batch["scores"] = [run.truncate_penalty if part is None else score for part, score in zip(parts_scored, scores)]
+    batch["scores"] = [run.truncate_penalty if part is None else score for part, score in zip(scored, scores)]
 
     samples = []
     if step == 1:
         state.followed = [{"query": query.tolist(), "response": response.tolist(), "score": score}
                           for query, response, score in zip(queries, responses, batch["scores"])][:run.follow]
-        samples = traces(trainer, job.tokenizer, state.followed, step=0)                            # before anything was learnt
+        samples = traces(trainer, job.tokenizer, state.followed, step=0)                         # before anything was learnt
     stats = batch["stats"] = trainer.step(queries, responses, batch["scores"])
     state.prompts_taken += len(queries)
-
     at_limit = [len(r) == limit and int(r[-1]) != trainer.eos_token_id for r, limit in zip(responses, limits)]
-    seconds = time.perf_counter() - start
-    metrics = {"step": step, "time": time.time(), "seconds": seconds,
-               "tokens_per_second": sum(len(r) for r in responses) / seconds,
-               "samples/distinct": len(set(batch["responses"])) / len(responses),
-               "tokens/at_limit": sum(at_limit) / len(responses)}
+    seconds, n, tokens = time.perf_counter() - start, len(responses), sum(map(len, responses))
+    metrics = {"step": step, "time": time.time(), "seconds": seconds, "tokens_per_second": tokens / seconds,
+               "samples/distinct": len(set(batch["responses"])) / n, "tokens/at_limit": sum(at_limit) / n}
     parts = batch["parts"] if len(batch["parts"]) > 1 else {}
     metrics |= {f"score/{name}": sum(scores) / len(scores) for name, scores in parts.items()}
     metrics |= {name: value for name, value in stats.items() if not isinstance(value, Tensor)}
@@ -119,6 +110,6 @@ def run_update(job: Job, state: RunState, batch: dict) -> tuple[dict, list[dict]
         samples += [{"step": step, "query": batch["queries"][i], "response": batch["responses"][i],
                      "score": batch["scores"][i], "kl": float(stats["objective/kl_dist"][i]),
                      "parts": {name: scores[i] for name, scores in parts.items()}}
-                    for i in range(min(run.samples, len(responses)))]
+                    for i in range(min(run.samples, n))]
         samples += traces(trainer, job.tokenizer, state.followed, step)
     return metrics, samples

@@ -11,21 +11,22 @@ from typing import get_args, get_origin, get_type_hints
 
 import torch
 
+from ..inputs import require
 from ..ppo import PPOConfig
 
 
 def check_types(cls: type, values: dict) -> None:
     """ValueError for a value of another type than its field of the dataclass has; a whole number may stand for a float."""
-    hints = get_type_hints(cls)
     for name, value in values.items():
-        kinds = {get_origin(kind) or kind for kind in get_args(hints[name]) or [hints[name]]}
+        hint = get_type_hints(cls)[name]
+        kinds = {get_origin(kind) or kind for kind in get_args(hint) or [hint]}
         kinds |= {int} if float in kinds else set()
         if not isinstance(value, tuple(kinds)) or isinstance(value, bool) and bool not in kinds:
             raise ValueError(f"{cls.__name__}: {name} must be {cls.__annotations__[name]}, got {value!r:.60}")
 
 
 def place(path: str, what: str) -> Path:
-    """A path as a user gives it, made absolute, so that a reward that changes the folder does not move it; "~" is expanded."""
+    """A path as a user gives it, "~" expanded, made absolute: a reward that changes the folder does not move it."""
     if not path.strip() or "\0" in path:
         raise ValueError(f"{what}: expected a path, got {path!r}")
     try:
@@ -42,23 +43,19 @@ def span(value: int | tuple[int, int]) -> tuple[int, int]:
 @dataclass(frozen=True)
 class RunConfig:
     """What a run trains on and what it writes; PPOConfig holds the algorithm."""
-    # what
     model: str                          # the policy to start from: a public name such as gpt2, a model folder or a run folder
     prompts: str                        # file of prompts: one a line, or .jsonl objects with "query"
     reward: str                         # rule:NAME, model:DIR, module:function, human, or a sum: '0.8*human + 0.2*rule:length'
     out: str                            # the run folder to write
     steps: int = 100                    # updates, of batch_size responses each
-    # texts
     query_tokens: int | tuple[int, int] | None = None    # cut prompts to this many tokens, or MIN MAX to draw it; none: whole
     max_new_tokens: int | tuple[int, int] = 20    # limit of a response in tokens, or MIN MAX to draw it for each
     # truncate and penalise (lm-human-preferences, lm_tasks.py): PPO still trains on the whole response
     truncate_at: str | None = None                  # score a response only up to its first token with this text, a full stop say
     truncate_after: int = 0                         # the token may only be found behind this many others
     truncate_penalty: float = -1.0                  # score of a response without such a token
-    # learning rate
-    lr_schedule: str = "constant"       # constant; or linear or cosine, which fall to 0 over the steps
+    lr_schedule: str = "constant"       # of the learning rate: constant; or linear or cosine, which fall to 0 over the steps
     warmup: int = 0                     # updates over which the learning rate rises to its full size
-    # what is written
     save_every: int = 10                # updates between checkpoints
     keep_checkpoints: int = 2           # the newest ones, which are kept
     sample_every: int = 10              # updates between samples
@@ -67,31 +64,20 @@ class RunConfig:
     report_every: int = 10              # updates between writings of report.html
     one_line: bool = False              # print one line that is rewritten, not a line for each update
     quiet: bool = False                 # print warnings only
-    # machine
     device: str | None = None           # cpu, cuda or cuda:1; none: CUDA where there is one
     dtype: str | None = None            # of the blocks: float32, bfloat16, float16; none: bfloat16 on a GPU, if it can
 
     def __post_init__(self):
         check_types(RunConfig, vars(self))
-        positive = ("steps", "save_every", "keep_checkpoints", "sample_every", "report_every")
-        for name in (*positive, "warmup", "samples", "follow", "truncate_after"):
-            value, least = getattr(self, name), int(name in positive)
-            if value < least:
-                raise ValueError(f"RunConfig: {name} must be a whole number of at least {least}, got {value!r}")
+        require(self, "steps save_every keep_checkpoints sample_every report_every", "a whole number above 0", lambda n: n > 0)
+        require(self, "warmup samples follow truncate_after", "a whole number of at least 0", lambda x: x >= 0)
+        require(self, "truncate_penalty", "a number that fp32 holds", lambda x: abs(x) < 1e38)
         for name in ("query_tokens", "max_new_tokens"):
-            value = getattr(self, name)
-            numbers = (1, 1) if value is None else span(value)
+            numbers = span(1 if (value := getattr(self, name)) is None else value)
             if len(numbers) != 2 or not all(type(n) is int for n in numbers) or not 1 <= numbers[0] <= numbers[1]:
                 raise ValueError(f"RunConfig: {name} must be a whole number above 0, or a pair (MIN, MAX); got {value!r}")
-        if not abs(self.truncate_penalty) < 1e38:                       # False for nan; scores are fp32
-            raise ValueError(f"RunConfig: truncate_penalty must be a number that fp32 holds, got {self.truncate_penalty!r}")
         if self.lr_schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"RunConfig: lr_schedule must be constant, linear or cosine; got {self.lr_schedule!r}")
-
-
-# what a resumed run may change freely: none of it reaches the computation, but for `steps` under a schedule, see open_folder
-FREE = {"run", "ppo", "prompts", "out", "steps", "save_every", "keep_checkpoints", "sample_every", "samples", "follow",
-        "report_every", "one_line", "quiet"}
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -100,32 +86,30 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device).tolist()                          # meta has shapes, but no numbers
     except (RuntimeError, AssertionError) as error:
-        has = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        raise ValueError(f"no device {name!r} here; there is {', '.join(['cpu', *has])}") from error
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        raise ValueError(f"no device {name!r} here; there is {there}") from error
     return device
 
 
 def pick_dtype(name: str | None) -> torch.dtype | None:
     """The precision of this name; None, the model's own choice, for None."""
-    known = {None: None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
+    if name not in (None, "float32", "bfloat16", "float16"):
         raise ValueError(f"no dtype {name!r}; expected float32, bfloat16 or float16")
-    return known[name]
+    return name and getattr(torch, name)
 
 
 def differences(old: dict, new: dict) -> list[str]:
     """What a resumed run would compute otherwise than the run that it continues, in words; both as `describe` makes them."""
-    def flat(record):
-        return {**record, **record["run"], **record["ppo"]}
-    old, new = flat(old), flat(new)
-    names = sorted((old.keys() | new.keys()) - FREE)
+    # these reach the computation in no way, but for `steps` under a schedule, see open_folder
+    free = "run ppo prompts out steps save_every keep_checkpoints sample_every samples follow report_every one_line quiet".split()
+    old, new = ({**record, **record["run"], **record["ppo"]} for record in (old, new))
+    names = sorted((old.keys() | new.keys()) - {*free})
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
 
 
 def describe(run: RunConfig, config: PPOConfig, prompts: bytes) -> dict:
     """All that the computation depends on, as config.json holds it. prompts: the content of the file."""
-    record = {"model": run.model, "reward": run.reward, "steps": run.steps, "seed": config.seed, "torch": str(torch.__version__),
-              "threads": torch.get_num_threads() if run.device == "cpu" else None,
-              "prompts_sha256": hashlib.sha256(prompts).hexdigest(),
-              "ppo": asdict(config), "run": asdict(run)}
+    record = {"model": run.model, "reward": run.reward, "steps": run.steps, "seed": config.seed,
+              "torch": str(torch.__version__), "threads": torch.get_num_threads() if run.device == "cpu" else None,
+              "prompts_sha256": hashlib.sha256(prompts).hexdigest(), "ppo": asdict(config), "run": asdict(run)}
     return json.loads(json.dumps(record))                               # tuples as lists, as they will be read back

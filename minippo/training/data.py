@@ -1,8 +1,7 @@
 """Prompts and texts: files of prompts, preference pairs and labelled texts; the built-in reviews.
 
-The built-in corpus is what the demo learns from, so that it needs no download. A grammar written
-for this project makes short film reviews; `true_score` labels them, from the text alone. All names
-in it are invented.
+The built-in corpus is what the demo learns from, so that it needs no download. A grammar written for this project makes short
+film reviews; `true_score` labels them, from the text alone. All names in it are invented.
 
 Fifty reviews:  python -c "from minippo.training.data import *; print(*make_reviews(50, seed=0), sep='\n')"
 """
@@ -11,6 +10,7 @@ import json
 import os
 import random
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -34,7 +34,7 @@ class Review(NamedTuple):
     score: float
 
 
-# --- files ----------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 def read_bytes(path: str | Path) -> bytes:
     """Read a file, or a pipe, which can be read once only; ValueError beyond LARGEST bytes."""
@@ -48,26 +48,25 @@ def read_bytes(path: str | Path) -> bytes:
 def _lines(path, raw=None):
     """Return [("file, line 3", text)] of the lines that are not blank. raw: what is in the file.
 
-    UTF-8, with or without a byte order mark; what is not UTF-8 is taken for ISO-8859-1, read as its
-    superset cp1252, as browsers do. Only "\n" ends a line: str.splitlines also cuts at U+0085 and
-    U+2028, in the middle of a sentence.
+    UTF-8, with or without a byte order mark, else cp1252, as browsers read ISO-8859-1. Only "\n" ends a line: str.splitlines
+    also cuts at U+0085 and U+2028, in the middle of a sentence.
     """
     raw = read_bytes(path) if raw is None else raw
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = raw.decode("cp1252", errors="replace")
-    numbered = enumerate(text.split("\n"), start=1)
-    lines = [(f"{path}, line {number}", line.strip()) for number, line in numbered]
+    lines = [(f"{path}, line {i}", line.strip()) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
     for where, line in lines:
         if "\0" in line:
             raise ValueError(f"{where}: a zero byte: no text, or UTF-16; save the file as UTF-8")
-    return [(where, line) for where, line in lines if line]
+    if not lines:
+        raise ValueError(f"{path}: there is no text in it")
+    return lines
 
 
 def _records(path, raw=None):
-    """Return [("file, line 3", dict)] of a file with one JSON object a line."""
-    records = []
+    """Yield ("file, line 3", dict) of a file with one JSON object a line."""
     for where, line in _lines(path, raw):
         try:
             record = json.loads(line)
@@ -75,270 +74,205 @@ def _records(path, raw=None):
             raise ValueError(f"{where}: not JSON ({error}): {line[:60]}") from error
         if not isinstance(record, dict):
             raise ValueError(f"{where}: expected a JSON object, got {line[:60]}")
-        records.append((where, record))
-    return records
+        yield where, record
 
 
-def _field(record, names, where):
+def _field(record, where, *names):
     """Return the text under the first of `names` that the record has."""
-    wanted = " or ".join(f'"{name}"' for name in names)
     text = next((record[name] for name in names if name in record), None)
-    if not isinstance(text, str) or not text.strip():
-        got = f"{text!r:.60} (fields: {', '.join(record) or 'none'})"
-        raise ValueError(f"{where}: expected a text under {wanted}, got {got}")
-    if re.search("[\ud800-\udfff]", text):
-        raise ValueError(f"{where}: half a surrogate pair under {wanted}; no tokenizer takes it")
+    if not isinstance(text, str) or not text.strip() or re.search("[\ud800-\udfff]", text):
+        wanted = " or ".join(f'"{name}"' for name in names)
+        raise ValueError(f"{where}: expected a text under {wanted}, with no half of a surrogate pair, got {text!r:.60} "
+                         f"(fields: {', '.join(record) or 'none'})")
     return text
-
-
-def _label(record, where):
-    """Return the record's label, 0 or 1."""
-    label = record.get("label")
-    if label not in (0, 1):
-        raise ValueError(f'{where}: expected "label" to be 0 (bad) or 1 (good), got {label!r:.60}')
-    return int(label)
 
 
 def load_prompts(path: str | Path, raw: bytes | None = None) -> list[str]:
     """Read prompts: text with one a line, or .jsonl objects with "query", "prompt" or "text".
 
-    raw: what read_bytes read of it, for a pipe.
-
-    Blank lines are skipped, and lines of text lose the white space around them (a space at the end
-    would be a token of its own); strings in .jsonl stay as they are.
+    Blank lines are skipped, and lines of text lose the white space around them (a space at the end would be a token of its
+    own); strings in .jsonl stay as they are. raw: what read_bytes read of it, for a pipe.
     """
     if Path(path).suffix.lower().startswith(".json"):
-        names = ("query", "prompt", "text")
-        prompts = [_field(record, names, where) for where, record in _records(path, raw)]
-    else:
-        prompts = [line for _, line in _lines(path, raw)]
-    if not prompts:
-        raise ValueError(f"{path}: no prompts in it; wanted one a line")
-    return prompts
+        return [_field(record, where, "query", "prompt", "text") for where, record in _records(path, raw)]
+    return [line for _, line in _lines(path, raw)]
 
 
 def load_pairs(path: str | Path) -> list[Pair]:
     """Read preference pairs: .jsonl objects of "query" (may be ""), "chosen" and "rejected"."""
     pairs = []
     for where, record in _records(path):
-        query = "" if record.get("query") == "" else _field(record, ["query"], where)
-        chosen, rejected = (_field(record, [name], where) for name in ("chosen", "rejected"))
-        if chosen == rejected:
+        query = "" if record.get("query") == "" else _field(record, where, "query")
+        pairs.append(Pair(query, _field(record, where, "chosen"), _field(record, where, "rejected")))
+        if pairs[-1].chosen == pairs[-1].rejected:
             raise ValueError(f"{where}: chosen and rejected are the same, so nothing is preferred")
-        pairs.append(Pair(query, chosen, rejected))
-    if not pairs:
-        raise ValueError(f'{path}: no pairs in it; wanted objects of "query", "chosen", "rejected"')
     return pairs
 
 
 def load_labelled(paths: str | Path | list[str | Path]) -> list[tuple[str, int]]:
     """Read texts with their label, 1 good or 0 bad: [(text, label)].
 
-    paths: a .jsonl file of "text" and "label"; or two text files, good and bad, with one text a
-    line; or the folder that holds rt-polarity.pos and rt-polarity.neg (Pang and Lee 2005).
+    paths: a .jsonl file of "text" and "label"; or two text files, good and bad, with one text a line; or the folder that holds
+    rt-polarity.pos and rt-polarity.neg (Pang and Lee 2005).
     """
     files = [Path(os.path.expanduser(path)) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     if len(files) == 1 and files[0].is_dir():
         files = [files[0] / "rt-polarity.pos", files[0] / "rt-polarity.neg"]
-    if len(files) == 1:
-        labelled = [(_field(record, ["text"], where), _label(record, where))
-                    for where, record in _records(files[0])]
-    elif len(files) == 2:
-        labelled = [(line, label) for file, label in zip(files, (1, 0)) for _, line in _lines(file)]
-    else:
+    if len(files) > 2:
         raise ValueError(f"expected one .jsonl file or folder, or two text files, got {len(files)}")
+    labelled = []
+    if len(files) == 2:
+        labelled = [(line, label) for file, label in zip(files, (1, 0)) for _, line in _lines(file)]
+    for where, record in _records(files[0]) if len(files) == 1 else []:
+        if record.get("label") not in (0, 1):
+            raise ValueError(f'{where}: expected "label" to be 0 (bad) or 1 (good), got {record.get("label")!r:.60}')
+        labelled.append((_field(record, where, "text"), int(record["label"])))
     good = sum(label for _, label in labelled)
     if good in (0, len(labelled)):
-        names = " and ".join(str(file) for file in files)
-        raise ValueError(f"{names}: {good} good and {len(labelled) - good} bad texts; wanted both")
+        raise ValueError(f"{' and '.join(map(str, files))}: {good} good and {len(labelled) - good} bad texts; wanted both")
     return labelled
 
 
-# --- texts to train on, and texts of tokens -------------------------------------------------------
+# --- texts to train on, and texts of tokens ---------------------------------------------------------------------------
 
 def split(examples: Sequence, share: float, generator: torch.Generator) -> tuple[list, list]:
     """Shuffle and part: (training, held out). No copy of a held-out example is trained on."""
     order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
     count = max(1, round(share * len(order))) if share else 0
-    held_out = order[:count]
-    seen = set(held_out)
+    held_out, seen = order[:count], set(order[:count])
     training = [example for example in order[count:] if example not in seen]
     if not training:
-        raise ValueError(f"{len(examples)} examples, {len(set(examples))} of them distinct, are too "
-                         f"few to hold out {share:.0%}: give more of them, or set held_out to 0")
+        raise ValueError(f"{len(examples)} examples, {len(set(examples))} of them distinct, are too few to hold out {share:.0%}: "
+                         "give more of them, or set held_out to 0")
     return training, held_out
 
 
 def check_vocabulary(tokenizer, vocab_size: int, model: str) -> None:
     """ValueError for a tokenizer with more tokens than the model. Fewer are right: some pad."""
     if tokenizer.vocab_size > vocab_size:
-        raise ValueError(f"{model}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
-                         f"{vocab_size}; give a folder whose two belong together")
+        raise ValueError(f"{model}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}; give a folder whose "
+                         "two belong together")
 
 
 def text_of(tokenizer, tokens, skip_special_tokens: bool = False) -> str:
     """Return the text of token ids; those of a padded vocabulary, which have none, become U+FFFD."""
-    ids = tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens
-    runs = groupby(ids, key=lambda i: i < tokenizer.vocab_size)
-    return "".join(tokenizer.decode(list(run), skip_special_tokens) if known else "\ufffd" * len([*run])
-                   for known, run in runs)
+    runs = groupby(tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens, key=lambda i: i < tokenizer.vocab_size)
+    return "".join(tokenizer.decode([*run], skip_special_tokens) if known else "\ufffd" * len([*run]) for known, run in runs)
 
 
-# --- the built-in reviews: the grammar ------------------------------------------------------------
+# --- the built-in reviews: the grammar ---------------------------------------------------------------------------------
 #
-# A rule is a line "name: option | option"; {name} expands a rule; a repeated option is likelier.
-# A review has a mood, + or -, that every expansion inherits: where there are rules name+ and name-,
-# the mood chooses. {!name} expands in the other mood: for contrasts ("..., but ...") and negations
-# ("never dull"). The plain single words in the rules with a mood are the opinion words, the lexicon
-# of `true_score`; no other word of the grammar has an opinion. The moods mirror each other: about
-# half of the reviews are good, and up to its first opinion word a review does not tell which.
+# A rule is "name: option | option"; {name} expands a rule; a repeated option is likelier. A review has a mood, + or -,
+# that every expansion inherits: it chooses between the sides of a rule "name: good <> bad", which has a side "name+: good" alone
+# where the other mood never comes. {!name} expands in the other mood: for contrasts ("..., but ...") and negations ("never
+# dull"). The plain single words in rules with a mood are the opinion words, the lexicon of `true_score`; no other word of the
+# grammar has an opinion. About half of the reviews are good, and up to its first opinion word a review does not tell which.
 
 _GRAMMAR = """
 review: {first} | {first} {last} | {first} {middle} | {first} {middle} {last}
 first: {film} {verdict}. | {film} {verdict}. | {film} {verdict}, and {clause}. | {film} {verdict} because {clause}.
-    | {film} {verdict}, {but} {!clause}. | {although} {!clause}, {film} {verdict}.
-    | with its {asset} and its {asset}, {film} {verdict}. | I {loved} {film}. | I was {moved} by {film} because {clause}.
-    | {film} left me {moved}. | {film} left me {moved}, {but} {!clause}. | {clause}, and {clause}.
-middle: {clause}. | {clause}, and {clause}. | {clause}, while {clause}. | {two} are {film_adj} {when}.
-    | it {has}, and {clause}. | {!clause}, {but} {clause}. | {although} {!clause}, {clause}. | {cast}.
-    | {cast}, and {clause}. | I {loved} {any}, and {clause}.
+    | {film} {verdict}, {but} {!clause}. | {although} {!clause}, {film} {verdict}. | with its {asset} and its {asset}, {film} {verdict}.
+    | I {loved} {film}. | I was {moved} by {film} because {clause}. | {film} left me {moved}. | {film} left me {moved}, {but} {!clause}.
+    | {clause}, and {clause}.
+middle: {clause}. | {clause}, and {clause}. | {clause}, while {clause}. | {two} are {film_adj} {when}. | it {has}, and {clause}.
+    | {!clause}, {but} {clause}. | {although} {!clause}, {clause}. | {cast}. | {cast}, and {clause}. | I {loved} {any}, and {clause}.
 last: {closing}, it {verdict}. | {closing}, {clause}. | {closing}, I was {moved} by {any}. | {advice}. | {advice}.
-closing: in the end | overall | all in all | on the whole | for me
-although: although | even though | while
+closing: in the end | overall | all in all | on the whole | for me; although: although | even though | while
 but: but | but | yet
 
 film: {this} {genre} | {this} {genre} about {topic} | {director}'s {new} {genre} | {director}'s {genre} about {topic}
     | {the_new} {genre} by {director} | {this} {genre} with {actor} | {the_new} {genre} with {actor}
-this: this | this | the
-the_new: the {new} | this new | this latest
-new: new | latest | second | third
-genre: film | film | movie | comedy | thriller | drama | western | musical | romance | war film | horror film
-    | crime story
-topic: a retired detective | two sisters | a bank robbery | a small town | a missing letter | a sailor and his dog
-    | a young pianist | an old lighthouse | a royal wedding | a stolen painting | a long summer | two rival cooks
-    | a family of farmers | a night train | a teacher and her class | an island doctor | a forgotten war | a circus
-director: {first_name} {last_name} | {last_name}
-actor: {first_name} {last_name}
+this: this | this | the; the_new: the {new} | this new | this latest; new: new | latest | second | third
+genre: film | film | movie | comedy | thriller | drama | western | musical | romance | war film | horror film | crime story
+topic: a retired detective | two sisters | a bank robbery | a small town | a missing letter | a sailor and his dog | a young pianist
+    | an old lighthouse | a royal wedding | a stolen painting | a long summer | two rival cooks | a family of farmers | a night train
+    | a teacher and her class | an island doctor | a forgotten war | a circus
+director: {first_name} {last_name} | {last_name}; actor: {first_name} {last_name}
 first_name: Ines | Paul | Nora | Hugo | Lena | Omar | Ruth | Ivan | Clara | Leo
 last_name: Calder | Renner | Vance | Marsh | Ortiz | Keller | Moss | Lowe | Doyle | Quinn
-role: the detective | the sheriff | the thief | the mother | the queen | the doctor | the captain | the teacher
-    | the judge
+role: the detective | the sheriff | the thief | the mother | the queen | the doctor | the captain | the teacher | the judge
 
-verdict: {is} {film_adj} | {is} {very} {film_adj} {when} | {is} {film_adj} and {film_adj}
-    | is a {truly} {film_adj} {thing} | is a {gem} {when} | is a {treat} for {viewers} | {works} {when} | {has} | {has}
-    | is {either}
+verdict: {is} {film_adj} | {is} {very} {film_adj} {when} | {is} {film_adj} and {film_adj} | is a {truly} {film_adj} {thing}
+    | is a {gem} {when} | is a {treat} for {viewers} | {works} {when} | {has} | {has} | is {either}
 either: {not} {!film_adj} | neither {!film_adj} nor {!film_adj} | {film_adj} {when} | {very} {film_adj}
 thing: piece of work | evening at the cinema | way to spend two hours | picture
-when: from start to finish | from the first scene to the last | in almost every scene | after a quiet first hour
-    | at every turn
+when: from start to finish | from the first scene to the last | in almost every scene | after a quiet first hour | at every turn
 viewers: fans of the genre | the whole family | patient viewers | a young audience | anyone who likes old films
-is: is | is | is | feels
-are: are | are | are | feel
-not: not | never
-very: truly | really | quite | rather
+is: is | is | is | feels; are: are | are | are | feel; not: not | never; very: truly | really | quite | rather
 truly:  |  | truly | really
 
-clause: {story} {is} {how} {story_adj} | {acting} {is} {how} {acting_adj} | {look} {is} {how} {look_adj}
-    | {sound} {is} {how} {sound_adj} | {talk} {is} {how} {talk_adj} | {pace} {is} {how} {pace_adj}
-    | {ending} {is} {how} {ending_adj} | {jokes} {are} {how} {talk_adj} | {sets} {are} {how} {look_adj}
-    | {people} {are} {how} {acting_adj} | {songs} {are} {how} {sound_adj} | {chases} {are} {how} {pace_adj} | {cast}
-    | {any} is {not} {!film_adj} | {any} {shines} {when} | {story} {has} | {talk} {has} | {two} are {film_adj}
+clause: {story} {is} {how} {story_adj} | {acting} {is} {how} {acting_adj} | {look} {is} {how} {look_adj} | {sound} {is} {how} {sound_adj}
+    | {talk} {is} {how} {talk_adj} | {pace} {is} {how} {pace_adj} | {ending} {is} {how} {ending_adj} | {jokes} {are} {how} {talk_adj}
+    | {sets} {are} {how} {look_adj} | {people} {are} {how} {acting_adj} | {songs} {are} {how} {sound_adj} | {chases} {are} {how} {pace_adj}
+    | {cast} | {any} is {not} {!film_adj} | {any} {shines} {when} | {story} {has} | {talk} {has} | {two} are {film_adj}
 two: both {story} and {acting} | both {talk} and {ending} | both {look} and {sound}
 how:  |  |  | truly | rather | surprisingly
 cast: {actor} is {how} {acting_adj} as {role} | {actor} {shines} as {role} | {actor} plays {role} {with}
     | the director tells the story {with} | the director handles {any} {with}
 any: {story} | {acting} | {look} | {sound} | {talk} | {pace} | {ending}
-story: the plot | the story | the script | the premise
-acting: the acting | the cast | the lead
-look: the camera work | the photography | the lighting | the editing
-sound: the score | the music | the soundtrack
-talk: the dialogue | the humour | the writing
-pace: the pacing | the direction | the opening
-ending: the ending | the final act | the last scene
-jokes: the jokes | the lines | the speeches
-sets: the costumes | the sets | the special effects
-people: the characters | the actors | the heroes
-songs: the songs | the tunes
-chases: the chases | the fights | the action scenes
-asset: {story_adj} plot | {story_adj} story | {talk_adj} dialogue | {sound_adj} score | {look_adj} photography
-    | {acting_adj} cast | {ending_adj} ending | {pace_adj} pacing | {talk_adj} jokes | {look_adj} costumes
+story: the plot | the story | the script | the premise; acting: the acting | the cast | the lead
+look: the camera work | the photography | the lighting | the editing; sound: the score | the music | the soundtrack
+talk: the dialogue | the humour | the writing; pace: the pacing | the direction | the opening
+ending: the ending | the final act | the last scene; jokes: the jokes | the lines | the speeches
+sets: the costumes | the sets | the special effects; people: the characters | the actors | the heroes
+songs: the songs | the tunes; chases: the chases | the fights | the action scenes
+asset: {story_adj} plot | {story_adj} story | {talk_adj} dialogue | {sound_adj} score | {look_adj} photography | {acting_adj} cast
+    | {ending_adj} ending | {pace_adj} pacing | {talk_adj} jokes | {look_adj} costumes
 
-advice+: I {gladly} {recommend} it to {viewers} | it is {worth} {price} | I would {gladly} see it again
-advice-: I cannot {!recommend} it to {viewers} | it is not {!worth} {price} | I would {hate} to see it again
+advice: I {gladly} {recommend} it to {viewers} | it is {worth} {price} | I would {gladly} see it again
+    <> I cannot {!recommend} it to {viewers} | it is not {!worth} {price} | I would {hate} to see it again
 price: a ticket | an evening | two hours of a weekend
-has+: has {wit} and {wit} | has plenty of {wit} | is full of {wit}
-has-: has no {!wit} | lacks {!wit} | has little {!wit} and no {!wit}
-with+: with {wit} | with {wit} and {wit}
-with-: without {!wit} | with little {!wit}
+has: has {wit} and {wit} | has plenty of {wit} | is full of {wit} <> has no {!wit} | lacks {!wit} | has little {!wit} and no {!wit}
+with: with {wit} | with {wit} and {wit} <> without {!wit} | with little {!wit}
 
-story_adj+: clever | gripping | inventive | engaging | original | touching | exciting
-story_adj-: thin | predictable | muddled | confusing | silly | tired | stale
-acting_adj+: convincing | superb | brilliant | charming | excellent | magnetic | warm
-acting_adj-: wooden | stiff | bland | terrible | lifeless | awkward | unconvincing
-look_adj+: beautiful | elegant | striking | stunning | gorgeous | stylish
-look_adj-: ugly | murky | careless | sloppy | drab | cheap
-sound_adj+: haunting | lovely | lively | memorable | graceful | stirring
-sound_adj-: irritating | intrusive | forgettable | grating | noisy | dreary
-talk_adj+: witty | sharp | funny | fresh | hilarious | subtle
-talk_adj-: stilted | lame | flat | clumsy | corny | stupid
-pace_adj+: brisk | tight | confident | assured | thrilling | fluid
-pace_adj-: slow | sluggish | uneven | tedious | hectic | shapeless
-ending_adj+: satisfying | moving | powerful | rewarding | perfect
-ending_adj-: rushed | disappointing | weak | absurd | hollow
-film_adj+: wonderful | delightful | terrific | heartfelt | enjoyable | splendid | great | fascinating
-film_adj-: dull | dreadful | awful | boring | pointless | miserable | poor | annoying
-gem+: gem | joy | triumph | delight | success
-gem-: mess | bore | failure | disaster | mistake
-treat+: treat | pleasure | joy
-treat-: chore | trial | disappointment
-works+: works | delights | shines | charms | soars
-works-: drags | fails | disappoints | stumbles | bores
-shines+: shines | impresses | delights | excels
-shines-: disappoints | fails | irritates | struggles
-moved+: charmed | moved | delighted | impressed | thrilled | amused
-moved-: bored | annoyed | disappointed | irritated | baffled | exhausted
-loved+: enjoyed | loved | liked | admired
-loved-: disliked | hated | endured | regretted
-gladly+: gladly
-hate-: hate
-recommend+: recommend
-worth+: worth
+story_adj: clever | gripping | inventive | engaging | original | touching | exciting
+    <> thin | predictable | muddled | confusing | silly | tired | stale
+acting_adj: convincing | superb | brilliant | charming | excellent | magnetic | warm
+    <> wooden | stiff | bland | terrible | lifeless | awkward | unconvincing
+look_adj: beautiful | elegant | striking | stunning | gorgeous | stylish <> ugly | murky | careless | sloppy | drab | cheap
+sound_adj: haunting | lovely | lively | memorable | graceful | stirring <> irritating | intrusive | forgettable | grating | noisy | dreary
+talk_adj: witty | sharp | funny | fresh | hilarious | subtle <> stilted | lame | flat | clumsy | corny | stupid
+pace_adj: brisk | tight | confident | assured | thrilling | fluid <> slow | sluggish | uneven | tedious | hectic | shapeless
+ending_adj: satisfying | moving | powerful | rewarding | perfect <> rushed | disappointing | weak | absurd | hollow
+film_adj: wonderful | delightful | terrific | heartfelt | enjoyable | splendid | great | fascinating
+    <> dull | dreadful | awful | boring | pointless | miserable | poor | annoying
+gem: gem | joy | triumph | delight | success <> mess | bore | failure | disaster | mistake
+treat: treat | pleasure | joy <> chore | trial | disappointment
+works: works | delights | shines | charms | soars <> drags | fails | disappoints | stumbles | bores
+shines: shines | impresses | delights | excels <> disappoints | fails | irritates | struggles
+moved: charmed | moved | delighted | impressed | thrilled | amused <> bored | annoyed | disappointed | irritated | baffled | exhausted
+loved: enjoyed | loved | liked | admired <> disliked | hated | endured | regretted
+gladly+: gladly; hate-: hate; recommend+: recommend; worth+: worth
 wit+: wit | warmth | charm | grace | energy | flair | imagination | heart | style | depth
 """
 
 
 def _read_grammar(text):
-    """Return {name: [options]}; a line that begins with a space continues the rule before it."""
+    """Return {name, or name+ and name-: [options]}; a line that begins with a space continues the rule before it."""
     rules = {}
-    for rule in re.split(r"\n+(?=\S)", text.strip()):
-        name, options = rule.split(":", 1)
-        rules[name] = [" ".join(option.split()) for option in options.split("|")]
+    for rule in re.split(r"\n+(?=\S)|;", text.strip()):
+        name, body = rule.split(":", 1)
+        sides = body.split("<>")
+        for mood, side in zip("+-" if len(sides) == 2 else [""], sides):
+            rules[name.strip() + mood] = [" ".join(option.split()) for option in side.split("|")]
     return rules
 
 
 _RULES = _read_grammar(_GRAMMAR)
-
-
-def _opinion_words(mood):
-    """Return the plain single words in the rules of one mood."""
-    options = [option for name in _RULES if name.endswith(mood) for option in _RULES[name]]
-    return {option for option in options if option.isalpha()}
-
-
-GOOD_WORDS, BAD_WORDS = _opinion_words("+"), _opinion_words("-")
+GOOD_WORDS, BAD_WORDS = ({word for name in _RULES if name.endswith(mood) for word in _RULES[name] if word.isalpha()} for mood in "+-")
 _NEGATIONS = {"not", "never", "no", "neither", "nor", "cannot", "without", "lacks", "little"}
 _ONE_THING = ("story", "sound", "ending")          # rules whose options are names of the same thing
 _CLAUSE_ENDS = set(".,;:!?") | {"and", "but", "yet", "while", "although", "though", "because"}
 _TELLING = GOOD_WORDS | BAD_WORDS | _NEGATIONS | {"full", "plenty"}    # "full of" can only praise
 
 
-# --- the built-in reviews: their score, and what is made of them ----------------------------------
+# --- the built-in reviews: their score, and what is made of them ------------------------------------------------------
 
 def true_score(text: str) -> float:
     """Return the share of the opinion words in `text` that praise, 0 to 1; 0.5 if there is none.
 
-    A negation turns the opinion words among the three words after it, within its clause: "never
-    dull" praises, "neither clever nor funny" blames twice. Knows the grammar's own words only.
+    A negation turns the opinion words among the three words after it, within its clause: "never dull" praises, "neither clever
+    nor funny" blames twice. Knows the grammar's own words only.
     """
     praises, reach = [], 0                         # reach: how many more words a negation turns
     for word in re.findall(r"[a-z']+|[.,;:!?]", text.lower()):
@@ -355,11 +289,9 @@ def true_score(text: str) -> float:
 
 def _expand(rng, name, mood):
     """Expand the rule `name` in a mood, "+" or "-", all the way down to words."""
-    def expand_inner(match):
-        other = "-" if mood == "+" else "+"
-        return _expand(rng, match[2], other if match[1] else mood)
+    other = "-" if mood == "+" else "+"
     option = rng.choice(_RULES.get(name + mood) or _RULES[name])
-    return re.sub(r"\{(!?)(\w+)\}", expand_inner, option)
+    return re.sub(r"\{(!?)(\w+)\}", lambda match: _expand(rng, match[2], other if match[1] else mood), option)
 
 
 def _repeats(text):
@@ -399,8 +331,7 @@ def review_queries(n: int, seed: int) -> list[str]:
     rng = random.Random(seed)
     queries = []
     while len(queries) < n:
-        openings = _openings(_review(rng).text)
-        if openings:
+        if openings := _openings(_review(rng).text):
             queries.append(rng.choice(openings))
     return queries
 
@@ -412,19 +343,16 @@ def preference_pairs(n: int, seed: int) -> list[Pair]:
     """
     rng = random.Random(seed)
     pool = [_review(rng) for _ in range(n + 1000)]
-    alike = {}                                     # opening -> the reviews that begin with it
+    alike = defaultdict(list)                      # opening -> the reviews that begin with it
     for review in pool:
         for opening in _openings(review.text):
-            alike.setdefault(opening, []).append(review)
+            alike[opening].append(review)
     pairs = []
     while len(pairs) < n:
         review = rng.choice(pool)
-        shared = [opening for opening in _openings(review.text) if len(alike[opening]) > 1]
-        if not shared:
-            continue
-        query = rng.choice(shared)
-        other = rng.choice(alike[query])
-        if review.score != other.score:
-            worse, better = sorted((review, other), key=lambda r: r.score)
-            pairs.append(Pair(query, better.text[len(query):], worse.text[len(query):]))
+        if shared := [opening for opening in _openings(review.text) if len(alike[opening]) > 1]:
+            query = rng.choice(shared)
+            worse, better = sorted((review, rng.choice(alike[query])), key=lambda r: r.score)
+            if worse.score < better.score:
+                pairs.append(Pair(query, better.text[len(query):], worse.text[len(query):]))
     return pairs

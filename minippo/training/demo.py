@@ -8,13 +8,12 @@
 2. A reward model learns from pairs of reviews which of two is the better one.
 3. PPO trains the writer to please the reward model. This stage is an ordinary training run: run.py, as for `train`.
 
-The pairs were labelled by a rule, data.true_score, that neither the reward model nor PPO is told. So the demo can measure
-what no real run can: whether the reviews became what was meant, or only what the reward model likes.
+The pairs were labelled by a rule, data.true_score, that neither the reward model nor PPO is told. So the demo can measure what no
+real run can: whether the reviews became what was meant, or only what the reward model likes.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from dataclasses import asdict, dataclass
@@ -25,9 +24,10 @@ from textwrap import wrap
 
 import torch
 
-from ..files.atomic import remove_leftovers, write_json, write_text
+from ..files.atomic import read_json, remove_leftovers, write_json, write_text
 from ..files.tokenizer import load_tokenizer
 from ..gpt2 import GPT2, GPT2Config
+from ..inputs import require
 from ..policy import GPT2WithValueHead, response_logprobs
 from ..ppo import PPOConfig
 from ..scoring.reward_model import RewardModel
@@ -42,8 +42,6 @@ from .run_folder import check_folder, lock
 from .terminal import say, visible
 
 RESPONSE_TOKENS = 32        # limit of a response; most reviews end by themselves before it
-TEST_OPENINGS = 200         # reviews begun before and after PPO, to measure both
-SHOWN = 4                   # of them printed
 OURS = re.compile(r"demo\.json|prompts\.txt|pretrained|reward-model")      # what a demo writes whole
 
 
@@ -64,29 +62,9 @@ class DemoConfig:
 
     def __post_init__(self):
         check_types(DemoConfig, vars(self))
-        for name in ("width", "reviews", "pretrain_steps", "pairs", "steps", "batch_size"):
-            value, unit = getattr(self, name), 32 if name == "width" else 1
-            if value < unit or value % unit:
-                raise ValueError(f"DemoConfig: {name} must be a positive multiple of {unit}, got {value!r}")
+        require(self, "width", "a positive multiple of 32", lambda x: x > 0 and x % 32 == 0)
+        require(self, "reviews pretrain_steps pairs steps batch_size", "a whole number above 0", lambda x: x > 0)
 
-
-def check_settings(config: DemoConfig, out: Path) -> dict:
-    """The settings to note in the folder; ValueError for a folder of other settings, or with other things in it."""
-    settings = asdict(config) | {"out": str(out)}
-    if (out / "demo.json").exists():
-        try:
-            begun = dict(json.loads((out / "demo.json").read_bytes()))
-        except (ValueError, TypeError, RecursionError):
-            raise ValueError(f"{out / 'demo.json'} is not what a demo notes; choose another --out") from None
-        changed = [f"{name}: {begun.get(name)!r} -> {value!r}" for name, value in settings.items() if begun.get(name) != value]
-        if changed:
-            raise ValueError(f"{out} holds a demo with other settings (then -> now): {'; '.join(changed)}. Give them as they "
-                             "were to continue it, or choose another --out")
-    check_folder(out, OURS, (out / "demo.json").exists(), "demo's folder")
-    return settings
-
-
-# --- the three stages -------------------------------------------------------------------------------------------------
 
 def make_writer(config: DemoConfig, out: Path) -> None:
     """Stage 1: a tokenizer and a GPT-2, both learnt from the built-in reviews."""
@@ -114,10 +92,8 @@ def true_scores(queries: list[str], responses: list[str]) -> list[float]:
 
 
 def plan_ppo(config: DemoConfig, out: Path) -> tuple[RunConfig, PPOConfig]:
-    """Stage 3: an ordinary training run; the true score has weight 0 in the reward, so it is logged and teaches nothing.
-
-    run.reward is but the name of the reward that run_stages makes: a folder is data, and no run imports code that one names.
-    """
+    """Stage 3: an ordinary training run; the true score has weight 0 in the reward, so it is logged and teaches nothing."""
+    # run.reward is but the name of the reward that run_stages makes: a folder is data, and no run imports code that one names
     run = RunConfig(str(out / "pretrained"), str(out / "prompts.txt"),
                     f'model:"{out / "reward-model"}" + 0*minippo.training.demo:true_scores', str(out / "ppo"), config.steps,
                     max_new_tokens=RESPONSE_TOKENS, lr_schedule="linear", warmup=config.steps // 10,
@@ -132,30 +108,23 @@ def plan_ppo(config: DemoConfig, out: Path) -> tuple[RunConfig, PPOConfig]:
 def run_stages(config: DemoConfig, out: Path, run: RunConfig, ppo: PPOConfig) -> Result:
     """Make what is not there yet; folders appear whole, and the last stage continues by itself."""
     for make, folder in ((make_writer, out / "pretrained"), (make_reward_model, out / "reward-model")):
-        if folder.exists():
-            say(f"{folder} is there already")
-        else:
-            make(config, out)
+        say(f"{folder} is there already") if folder.exists() else make(config, out)
     write_text(run.prompts, "\n".join(review_queries(2000, seed=4 * config.seed + 2)))
     judge = RewardModel.from_pretrained(out / "reward-model", pick_device(config.device), pick_dtype(config.dtype))
     reward = Reward([(1.0, f"model:{out / 'reward-model'}", judge.score), (0.0, f"{__name__}:true_scores", true_scores)])
     return train(run, ppo, resume=True, score_fn=reward)
 
 
-# --- before and after -------------------------------------------------------------------------------------------------
-
 @torch.no_grad()
-def measure(policy: GPT2WithValueHead, writer: GPT2WithValueHead, reward_model: RewardModel,
-            openings: list[str]) -> tuple[list[str], dict[str, float]]:
-    """Let `policy` continue the openings, always with the same random numbers; returns the texts, and what they are worth."""
-    tokenizer = reward_model.tokenizer
-    queries = [torch.tensor(tokenizer.encode(opening)) for opening in openings]
-    tokens = policy.generate(queries, RESPONSE_TOKENS, eos_token_id=tokenizer.eos_token_id, seed=0)
+def measure(policy: GPT2WithValueHead, writer: GPT2WithValueHead, judge: RewardModel, openings: list[str]) -> tuple[list, dict]:
+    """Let `policy` continue the openings, always with the same random numbers; returns texts, and what they are worth by name."""
+    queries = [torch.tensor(judge.tokenizer.encode(opening)) for opening in openings]
+    tokens = policy.generate(queries, RESPONSE_TOKENS, eos_token_id=judge.tokenizer.eos_token_id, seed=0)
     logprobs, ref_logprobs = (response_logprobs(model, queries, tokens)[0] for model in (policy, writer))
-    responses = [tokenizer.decode(response, skip_special_tokens=True) for response in tokens]
+    responses = [judge.tokenizer.decode(response, skip_special_tokens=True) for response in tokens]
     pairs = [pair for response in responses for pair in zip(response.split(), response.split()[1:])]
     return [opening + response for opening, response in zip(openings, responses)], {
-        "reward, by the reward model": fmean(reward_model.score(openings, responses)),
+        "reward, by the reward model": fmean(judge.score(openings, responses)),
         "true score, by the rule": fmean(true_scores(openings, responses)),
         "KL, nats per response": (logprobs - ref_logprobs).sum(1).mean().item(),
         "different responses": len(set(responses)) / len(responses),
@@ -167,10 +136,10 @@ def compare(config: DemoConfig, out: Path, policy: Path) -> str:
     device, dtype = pick_device(config.device), pick_dtype(config.dtype)
     writer, trained = (GPT2WithValueHead.from_pretrained(str(folder), device, dtype) for folder in (out / "pretrained", policy))
     judge = RewardModel.from_pretrained(out / "reward-model", device, dtype)
-    openings = review_queries(TEST_OPENINGS, seed=4 * config.seed + 3)
+    openings = review_queries(200, seed=4 * config.seed + 3)
     (old_texts, before), (new_texts, after) = (measure(model, writer, judge, openings) for model in (writer, trained))
     lines = [f"{'BEFORE PPO':42}AFTER PPO", ""]
-    for pair in list(zip(old_texts, new_texts))[:SHOWN]:
+    for pair in zip(old_texts[:4], new_texts):
         rows = zip_longest(*(wrap(visible(text), 38) for text in pair), fillvalue="")
         lines += [*(f"{old:42}{new}".rstrip() for old, new in rows), ""]
     lines += [f"{f'means of {len(openings)} reviews':32}{'before':>8}{'after':>8}",
@@ -179,26 +148,28 @@ def compare(config: DemoConfig, out: Path, policy: Path) -> str:
 
 
 def run_demo(config: DemoConfig) -> int:
-    """All three stages into config.out, then what they came to; returns the exit status.
-
-    A second call continues what was interrupted, or shows the result again. It computes on one CPU thread: the numbers then
-    do not depend on how many cores there are, and on a busy machine no thread waits for another at every tiny product.
-    """
+    """All three stages into config.out, or what is missing of them, then what they came to; returns the exit status."""
     start, threads, out = time.monotonic(), torch.get_num_threads(), place(config.out, "--out")
     pick_device(config.device), pick_dtype(config.dtype)        # bad values are found here and not after a minute
     run, ppo = plan_ppo(config, out)
-    settings = check_settings(config, out)
-    torch.set_num_threads(1)
+    settings, noted = asdict(config) | {"out": str(out)}, out / "demo.json"
+    begun = read_json(noted) if noted.exists() else settings
+    if not isinstance(begun, dict):
+        raise ValueError(f"{noted} is not what a demo notes; choose another --out")
+    if changed := [f"{name}: {begun.get(name)!r} -> {value!r}" for name, value in settings.items() if begun.get(name) != value]:
+        raise ValueError(f"{out} holds a demo with other settings (then -> now): {'; '.join(changed)}; choose another --out")
+    check_folder(out, OURS, noted.exists(), "demo's folder")
+    torch.set_num_threads(1)            # the numbers must not depend on the number of cores; tiny products gain nothing by more
     try:
         with lock(out):
             remove_leftovers(out, OURS)
-            write_json(out / "demo.json", settings)
+            write_json(noted, settings)
             result = run_stages(config, out, run, ppo)
         if result.status:
             say("the same command continues from there")
         else:
-            say(f"\n{compare(config, out, result.checkpoint)}\n\n{time.monotonic() - start:.0f} seconds; "
-                  f"look at {Path(config.out, 'ppo', 'report.html')}")
+            table = compare(config, out, result.checkpoint)
+            say(f"\n{table}\n\n{time.monotonic() - start:.0f} seconds; look at {Path(config.out, 'ppo', 'report.html')}")
     finally:
         torch.set_num_threads(threads)
     return result.status

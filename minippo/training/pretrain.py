@@ -1,10 +1,8 @@
 """Next-token training: how the small built-in model learns to write before PPO teaches it what to write.
 
-Each row of a batch begins where a text begins, as a query does later, and runs on into the texts that follow, with EOS
-between them: nothing is padding, and the model learns where texts end. What a longer text has behind the row's end begins
-a row of its own.
-
-Left out, and why: dropout and early stopping. The held-out loss says when a small model begins to learn by heart.
+Each row of a batch begins where a text begins, as a query does later, and runs on into the texts that follow, with EOS between
+them: nothing is padding, and the model learns where texts end. A longer text goes on in a row of its own.
+Left out: dropout and early stopping. The held-out loss says when a small model begins to learn by heart.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..gpt2 import GPT2
+from ..inputs import require
 from .data import check_vocabulary, split
 from .terminal import Progress
 
@@ -29,19 +28,13 @@ class PretrainConfig:
     batch_size: int = 32            # rows per step
     block_size: int = 64            # tokens per row; at most the model's n_positions
     learning_rate: float = 2e-3     # of AdamW at its peak: reached after the first 5% of the steps, then a cosine down to 0
-    weight_decay: float = 0.01      # AdamW's pull of every weight towards 0
     held_out: float = 0.05          # share of the texts that are kept apart for the second of the two losses
     seed: int = 0                   # of the split and of the order of the rows
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "block_size"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"PretrainConfig: {name} must be a whole number above 0, got {getattr(self, name)!r}")
-        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"PretrainConfig: learning_rate must be above 0 and weight_decay at least 0, got "
-                             f"{self.learning_rate!r} and {self.weight_decay!r}")
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"PretrainConfig: held_out must be a share from 0 to below 1, got {self.held_out!r}")
+        require(self, "steps batch_size block_size", "a whole number above 0", lambda x: isinstance(x, int) and x > 0)
+        require(self, "learning_rate", "a number above 0", lambda x: x > 0)
+        require(self, "held_out", "a share from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 class Losses(NamedTuple):
@@ -62,8 +55,7 @@ def pack(tokenizer, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
 
 def rows_loss(model: GPT2, stream: Tensor, starts: Tensor, length: int) -> Tensor:
     """Mean cross-entropy of each next token in the rows that begin at `starts`; the stream's end runs on at its start."""
-    columns = torch.arange(length + 1, device=stream.device)
-    rows = stream[(starts[:, None] + columns) % len(stream)]                                # (B, length + 1)
+    rows = stream[(starts[:, None] + torch.arange(length + 1, device=stream.device)) % len(stream)]      # (B, length + 1)
     return F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
 
 
@@ -78,49 +70,41 @@ def learning_rate_at(step: int, config: PretrainConfig) -> float:
 def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfig = PretrainConfig()) -> Losses:
     """Train `model` in place to predict the next token of `texts`, and return the final losses.
 
-    Raises:
-        ValueError: no texts, a tokenizer or a block_size that does not fit the model; FloatingPointError: the loss is not
-            finite; the weights are then those before that step.
+    ValueError: tokenizer or block_size do not fit the model. FloatingPointError: a loss is not finite; the weights are as before it.
     """
     if isinstance(texts, str) or not texts:
         raise ValueError(f"pretrain: expected a list of texts, got {texts!r:.60}")
     if config.block_size > model.config.n_positions:
-        raise ValueError(f"pretrain: block_size {config.block_size} is more than the model's {model.config.n_positions} "
-                         "positions (n_positions)")
+        raise ValueError(f"pretrain: block_size {config.block_size} is more than the model's {model.config.n_positions} positions")
     check_vocabulary(tokenizer, model.config.vocab_size, "pretrain")
     generator = torch.Generator().manual_seed(config.seed)
     training, held_out = split(texts, config.held_out, generator)
     stream, starts = (x.to(model.device) for x in pack(tokenizer, training, config.block_size))
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, betas=(0.9, 0.95), fused=True)
-    needed, epochs = config.steps * config.batch_size, -(-config.steps * config.batch_size // len(starts))
-    order = torch.cat([torch.randperm(len(starts), generator=generator) for _ in range(epochs)])[:needed].to(model.device)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), fused=True)
+    rows, n = config.steps * config.batch_size, len(starts)
+    order = torch.cat([torch.randperm(n, generator=generator) for _ in range(0, rows, n)])[:rows].to(model.device)
 
     progress, losses = Progress("pretraining", config.steps), []
     for step, batch in enumerate(order.split(config.batch_size)):
         loss = rows_loss(model, stream, starts[batch], config.block_size)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
-            raise FloatingPointError(f"pretrain: the loss is {losses[-1]} at step {step + 1}; lower the learning rate "
-                                     f"({config.learning_rate})")
+            raise FloatingPointError(f"pretrain: the loss is {losses[-1]} at step {step + 1}; lower learning_rate")
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, config)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # the first steps of a fresh model are steep
         optimizer.step()
         progress.show(step + 1, f"loss {losses[-1]:.3f}")
-
     tail = losses[-max(1, config.steps // 10):]
-    result = Losses(sum(tail) / len(tail), held_out_loss(model, tokenizer, held_out, config))
+    result = Losses(sum(tail) / len(tail), held_out_loss(model, tokenizer, held_out, config) if held_out else math.nan)
     progress.finish(f"loss {result.train:.3f}" + (f", on held-out texts {result.held_out:.3f}" if held_out else ""))
     return result
 
 
 @torch.no_grad()
 def held_out_loss(model: GPT2, tokenizer, texts: list[str], config: PretrainConfig) -> float:
-    """Mean cross-entropy over the rows of `texts`; nan where there are none."""
-    if not texts:
-        return math.nan
+    """Mean cross-entropy over the rows of `texts`."""
     stream, starts = (x.to(model.device) for x in pack(tokenizer, texts, config.block_size))
-    total = sum(rows_loss(model, stream, batch, config.block_size).item() * len(batch)
-                for batch in starts.split(config.batch_size))
-    return total / len(starts)
+    batches = starts.split(config.batch_size)
+    return sum(rows_loss(model, stream, batch, config.block_size).item() * len(batch) for batch in batches) / len(starts)

@@ -1,13 +1,12 @@
 """Training a reward model on what people prefer or how they labelled texts.
 
 A pair says which of two texts is the better one, and its loss is -log sigmoid(score of the better - score of the worse)
-(Bradley and Terry 1952); a label says good or bad, and its loss is the same with one score in the place of the difference.
+(Bradley and Terry 1952); a label says good or bad, and its loss is the same with one score in place of the difference.
 
     model = RewardModel.from_gpt2(GPT2.from_pretrained("gpt2"), load_tokenizer("gpt2"))
     print(train_on_pairs(model, [("This film", " is a joy.", " is a bore."), ...]))
 
-Sources: Ziegler et al. 2019, section 2.1; openai/lm-human-preferences, train_reward.py: the normalisation before and after
-training, one epoch, Adam at 5e-5 falling linearly to 0.
+Sources: Ziegler et al. 2019, section 2.1; openai/lm-human-preferences, train_reward.py: normalisation before and after, Adam.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..inputs import require
 from ..scoring.reward_model import RewardModel
 from .data import split
 from .terminal import Progress
@@ -40,15 +40,10 @@ class RewardModelConfig:
     seed: int = 0                       # of the split and of the order of the examples
 
     def __post_init__(self):
-        for name in ("batch_size", "epochs", "max_tokens"):
-            value = getattr(self, name)
-            if not (type(value) is int and value > 0 or name == "max_tokens" and value is None):
-                raise ValueError(f"RewardModelConfig: {name} must be a whole number above 0, got {value!r}")
-        for name in ("learning_rate", "adam_eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"RewardModelConfig: {name} must be a number above 0, got {getattr(self, name)!r}")
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"RewardModelConfig: held_out must be a share from 0 to below 1, got {self.held_out!r}")
+        require(self, "batch_size epochs", "a whole number above 0", lambda x: isinstance(x, int) and x > 0)
+        require(self, "max_tokens", "None or a whole number above 0", lambda x: isinstance(x, int) and x > 0, optional=True)
+        require(self, "learning_rate adam_eps", "a number above 0", lambda x: x > 0)
+        require(self, "held_out", "a share from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 class Result(NamedTuple):
@@ -70,17 +65,14 @@ def train_on_pairs(model: RewardModel, pairs: Sequence[tuple[str, str, str]],
                    config: RewardModelConfig = RewardModelConfig()) -> Result:
     """Train `model` in place on preferences, (query, chosen, rejected) as texts, and normalise its scores.
 
-    Raises:
-        ValueError: no pairs, or one that prefers nothing; FloatingPointError: the loss is not finite; the weights are then
-            those before that step.
+    ValueError: no pairs, or one that prefers nothing. FloatingPointError: a loss is not finite; the weights are those before it.
     """
     for i, pair in enumerate(pairs):
         if len(pair) != 3 or not all(isinstance(text, str) for text in pair):
             raise ValueError(f"pairs[{i}]: expected three texts (query, chosen, rejected), got {pair!r:.80}")
         if pair[1] == pair[2]:
             raise ValueError(f"pairs[{i}]: chosen and rejected are both {pair[1]!r:.60}: nothing is preferred")
-    examples = [Example((query + chosen, query + rejected), 1.0) for query, chosen, rejected in pairs]
-    return train(model, examples, config)
+    return train(model, [Example((query + chosen, query + rejected), 1.0) for query, chosen, rejected in pairs], config)
 
 
 def train_on_labels(model: RewardModel, texts: Sequence[str], labels: Sequence[int],
@@ -91,38 +83,29 @@ def train_on_labels(model: RewardModel, texts: Sequence[str], labels: Sequence[i
     for i, (text, label) in enumerate(zip(texts, labels)):
         if not isinstance(text, str) or label not in (0, 1):
             raise ValueError(f"texts[{i}]: expected a text and a label 0 or 1, got {text!r:.60} and {label!r:.20}")
-    examples = [Example((text,), float(label)) for text, label in zip(texts, labels)]
-    if len({example.label for example in examples}) == 1:
+    if len(set(map(float, labels))) == 1:
         raise ValueError(f"all {len(labels)} labels are {labels[0]}: there is nothing to tell apart")
-    return train(model, examples, config)
+    return train(model, [Example((text,), float(label)) for text, label in zip(texts, labels)], config)
 
 
 def batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
-    """One epoch as lists of indices: shuffled, sorted by length within windows of 16 batches, the batches shuffled again.
-
-    Texts of like length share a batch and little is spent on padding, but which texts meet is new in each epoch.
-    """
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    window = 16 * batch_size
-    order = [i for start in range(0, len(order), window)
-             for i in sorted(order[start:start + window], key=lambda i: lengths[i])]
+    """One epoch as lists of indices: shuffled, sorted by length within windows of 16 batches, the batches shuffled again."""
+    # texts of like length share a batch and little is spent on padding, but which texts meet is new in each epoch
+    order, window = torch.randperm(len(lengths), generator=generator).tolist(), 16 * batch_size
+    order = [i for start in range(0, len(order), window) for i in sorted(order[start:start + window], key=lambda i: lengths[i])]
     cut = [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
     return [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
 
 
 def preference_loss(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of each example and whether it is judged right: (B, 2) or (B, 1), (B,) -> (B,), (B,) bool.
-
-    With a pair's difference as the logit, and label 1, binary cross-entropy is Bradley and Terry's loss.
-    """
+    """The loss of each example and whether it is judged right: (B, 2) or (B, 1), (B,) -> (B,), (B,) bool."""
+    # with a pair's difference as the logit, and label 1, binary cross-entropy is Bradley and Terry's loss
     logits = scores[:, 0] - scores[:, 1] if scores.shape[1] == 2 else scores[:, 0]
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none"), (logits > 0) == (labels > 0)
 
 
 def train(model: RewardModel, examples: list[Example], config: RewardModelConfig) -> Result:
     """The one loop behind train_on_pairs and train_on_labels."""
-    if not examples:
-        raise ValueError("there is nothing to train on: got no examples")
     started = time.monotonic()
     generator = torch.Generator().manual_seed(config.seed)
     training, held_out = split(examples, config.held_out, generator)
@@ -131,7 +114,7 @@ def train(model: RewardModel, examples: list[Example], config: RewardModelConfig
                for text in example.texts][:NORMALIZE_SAMPLES]      # held-out ones first: they are what new texts look like
     model.normalize(samples)                                       # whatever scale the trunk's hidden states have
     optimizer = torch.optim.Adam(model.parameters(), eps=config.adam_eps, fused=True)
-    lengths = [max(len(tokens) for tokens in texts) for texts in sequences]
+    lengths = [max(map(len, texts)) for texts in sequences]
     schedule = [batch for _ in range(config.epochs) for batch in batches(lengths, config.batch_size, generator)]
 
     progress = Progress("reward model", len(schedule))
@@ -139,10 +122,8 @@ def train(model: RewardModel, examples: list[Example], config: RewardModelConfig
         scores = model([tokens for i in batch for tokens in sequences[i]]).view(len(batch), -1)
         labels = torch.tensor([training[i].label for i in batch], device=model.device)
         loss = preference_loss(scores, labels)[0].mean()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"reward model: the loss is {value} at step {step + 1}; lower the learning rate "
-                                     f"({config.learning_rate})")
+        if not math.isfinite(value := loss.item()):
+            raise FloatingPointError(f"reward model: the loss is {value} at step {step + 1}; lower learning_rate")
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / len(schedule))
         optimizer.zero_grad()
         loss.backward()

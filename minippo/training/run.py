@@ -2,17 +2,16 @@
 
     python -m minippo train --model gpt2 --prompts prompts.txt --reward rule:sentiment --out runs/x
 
-A run that was killed at any moment continues with resume=True, and then writes the same metrics and the same weights as one
-that was not (on a CPU with the same number of threads; times aside). Whatever else ends it, all that was learnt is saved, as
-long as the weights are those after a whole update.
+A run that was killed at any moment continues with resume=True, and then writes the same metrics and weights as one that was not
+(on a CPU with as many threads; times aside). Whatever else ends it, what was learnt is saved, if an update was not cut in two.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
-import threading
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..files.tokenizer import load_tokenizer
 from ..policy import GPT2WithValueHead
 from ..ppo import PPOConfig, PPOTrainer
 from ..report import write_report
+from ..scoring.human import signals_call
 from ..scoring.reward_model import RewardModel
 from ..scoring.rewards import Reward, RewardError, ScoreFn, StopRun, parse_reward
 from .batch import Job, run_update
@@ -37,23 +37,10 @@ from .terminal import Progress, sample_line, say, status_line, warn
 
 
 class Stop:
-    """Within, the first SIGINT, SIGTERM or SIGHUP is remembered until the update is over; a second one ends the process at once."""
+    """The first signal is remembered until the update is over; a second one ends the process at once."""
+    signum, asked = None, 0
 
-    def __init__(self):
-        self.signum, self.asked = None, 0
-
-    def __enter__(self) -> Stop:
-        main = threading.current_thread() is threading.main_thread()    # only it may set handlers
-        wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if main and hasattr(signal, name)]
-        self.before = {signum: signal.signal(signum, self.remember) for signum in wanted
-                       if signum in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(signum) != signal.SIG_IGN}      # nohup
-        return self
-
-    def __exit__(self, *error) -> None:
-        for signum, handler in self.before.items():
-            signal.signal(signum, handler or signal.SIG_DFL)
-
-    def remember(self, signum: int, frame) -> None:
+    def __call__(self, signum: int, frame) -> None:
         self.asked += signal.Signals(signum).name != "SIGHUP"           # which comes more than once, or with a SIGTERM
         if self.asked > 1:
             os._exit(128 + signum)                                      # every file is whole at any moment
@@ -70,84 +57,59 @@ class Result(NamedTuple):
     checkpoint: Path | None             # the newest one: the policy as a model folder, and all that --resume needs
 
 
-def update_report(out: Path) -> None:
-    """Write report.html; without one the run is as good as with one."""
+def update_report(out: Path, live: int = 0) -> None:
+    """Write report.html; without one the run is as good as with one. live: see write_report."""
     try:
         if (out / "metrics.jsonl").stat().st_size:
-            write_report(out)
+            write_report(out, live=live)
     except Exception as error:
         warn(f"no report: {error!r}")
 
 
-# --- what ends a run -------------------------------------------------------------------------------------------------
-
-def out_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return (isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text
-            or "not enough memory" in text)
-
-
-def write_crash(job: Job, batch: dict, reason: str) -> str:
-    """Write the batch down for inspection; returns the words for where it is."""
-    path = job.out / f"crash-step-{batch['step']:06d}.json"
-    try:
-        write_json(path, plain(batch | {"error": reason}))
-        return f"the batch is in {path}"
-    except OSError as error:
-        return f"the batch could not be written ({error})"
-
-
 def fail(job: Job, batch: dict, error: BaseException) -> NoReturn:
     """Raise what ended the run again, in words: what happened, what is saved, what helps."""
-    step, saved = f"update {batch.get('step', job.trainer.steps_done)}", where_saved(job.out)
+    step, saved, cause = batch.get("step", job.trainer.steps_done), where_saved(job.out), error
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, RewardError):
-        raise RewardError(f"{step}: {error}; {saved}: mend the reward and --resume") from error.__cause__
-    if isinstance(error, FloatingPointError):
-        raise FloatingPointError(
-            f"{step}: {error}; {write_crash(job, batch, str(error))}, {saved}. What helps is a lower learning_rate, max_grad_norm, "
-            "or scores of a smaller size (--resume --allow-config-change)") from error
-    if out_of_memory(error):
-        raise MemoryError(
-            f"{step}: out of memory ({reason:.120}); {saved}. Divide mini_batch_size by what you multiply "
-            "gradient_accumulation_steps with (the update stays the same), take fewer max_new_tokens or query_tokens, or turn on "
-            "gradient_checkpointing (--resume --allow-config-change)") from error
-    if job.config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        raise OSError(
-            f"torch.compile failed ({type(error).__name__}: {reason:.200}); it needs a C++ compiler, on a GPU Triton as well: "
-            f"install them, or go on without --compile (--resume --allow-config-change); {saved}") from error
-    warn(f"{step} failed; {saved}")
-    raise error
-
-
-# --- the loop --------------------------------------------------------------------------------------------------------
-
-def tell(run: RunConfig, progress: Progress, metrics: dict, samples: list[dict]) -> None:
-    """Print an update: as a line of its own and samples below it, or in the one line of the run."""
-    step = metrics["step"]
-    if run.one_line and not run.quiet:
-        brief = f"score {metrics['ppo/mean_scores']:.3f}, KL {metrics['objective/kl']:.2f}"
-        progress.show(step, brief) if step < run.steps else progress.finish(brief)
-    elif not run.quiet:
-        say("\n".join([status_line(metrics, run.steps, progress.seconds_left(step)),
-                       *(sample_line(sample) for sample in samples if "trace" not in sample)]))
+        kind, text, cause = RewardError, f"{error}; {saved}: mend the reward", error.__cause__
+    elif isinstance(error, FloatingPointError):
+        crash = job.out / f"crash-step-{step:06d}.json"
+        with suppress(OSError):                                         # where there is no room for it
+            write_json(crash, plain(batch | {"error": str(error)}))
+            saved = f"the batch is in {crash}, {saved}"
+        kind, text = FloatingPointError, f"{error}; {saved}. Lower learning_rate or max_grad_norm, or take smaller scores"
+    elif isinstance(error, (MemoryError, torch.OutOfMemoryError)) or re.search("(can't allocate|not enough) memory", str(error)):
+        kind, text = MemoryError, (
+            f"out of memory ({reason:.120}); {saved}. Divide mini_batch_size by what you multiply gradient_accumulation_steps with "
+            "(the update stays the same), take fewer max_new_tokens or query_tokens, or turn on gradient_checkpointing")
+    elif job.config.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        kind, text = OSError, (f"torch.compile failed ({type(error).__name__}: {reason:.200}); {saved}. Install a C++ compiler, "
+                               "on a GPU Triton, too, or leave --compile out")
+    else:
+        warn(f"update {step} failed; {saved}")
+        raise error
+    raise kind(f"update {step}: {text}, then --resume (a changed setting needs --allow-config-change)") from cause
 
 
 def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
     """Updates until the last one, a signal or a failure: lines for each, and every so often a checkpoint and a report.
 
-    A failure before the optimizer's first step leaves the run as it was before the update, so that it can be saved and resumed;
-    after it, or with numbers that are not finite, the newest checkpoint stays as it is.
+    A failure before the optimizer's first step leaves the run as before the update, to be saved and resumed; after it, or with
+    numbers that are not finite, the newest checkpoint stays as it is.
     """
-    run, trainer, out = job.run, job.trainer, job.out
+    run, trainer, failure, batch, moved = job.run, job.trainer, None, {}, []
     progress, saved = Progress("PPO", run.steps, trainer.steps_done), trainer.steps_done
-    failure, batch, moved = None, {}, []
-    hook = trainer.optimizer.register_step_pre_hook(lambda *args: moved.append(True))
+    trainer.optimizer.register_step_pre_hook(lambda *args: moved.append(True))
 
-    def checkpoint() -> None:
+    def checkpoint(must: bool) -> None:
         nonlocal saved
-        save(out, trainer, state, logs, run.keep_checkpoints)
-        saved = trainer.steps_done
+        try:
+            save(job.out, trainer, state, logs, run.keep_checkpoints)
+            saved = trainer.steps_done
+        except Exception as error:                                      # a full disk, say
+            if must:
+                raise
+            warn(f"no checkpoint of update {trainer.steps_done}: {error}; {where_saved(job.out)}")
 
     try:
         while trainer.steps_done < run.steps and stop.signum is None:
@@ -159,38 +121,31 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
             step = metrics["step"]
             logs["metrics.jsonl"].write([metrics])
             logs["samples.jsonl"].write(samples)
-            tell(run, progress, metrics, samples)
+            if run.one_line and not run.quiet:
+                brief = f"score {metrics['ppo/mean_scores']:.3f}, KL {metrics['objective/kl']:.2f}"
+                progress.show(step, brief) if step < run.steps else progress.finish(brief)
+            elif not run.quiet:
+                shown = [sample_line(sample) for sample in samples if "trace" not in sample]
+                say("\n".join([status_line(metrics, run.steps, progress.seconds_left(step)), *shown]))
             if step % run.save_every == 0 and step < run.steps:
-                try:
-                    checkpoint()
-                except (OSError, ValueError) as error:
-                    warn(f"no checkpoint of update {step}: {error}; training goes on, {where_saved(out)}")
-            if step % run.report_every == 0 and step < run.steps:
-                update_report(out)
+                checkpoint(must=False)
+            if (step % run.report_every == 0 or step == progress.done + 1) and step < run.steps:
+                update_report(job.out, live=30)
     except BaseException as error:                                      # SystemExit, too: what was learnt is saved below
         failure = error
         if batch.get("step") == trainer.steps_done + 1:                 # this update is not done
             trainer.generator.set_state(generator)
-    finally:
-        hook.remove()
     if isinstance(failure, StopRun):                                    # a person at the terminal
         say(f"\n{failure}")
         stop.signum, failure = stop.signum or failure.signum, None
     if run.one_line and not run.quiet and trainer.steps_done < run.steps:
         progress.write(f"PPO: {trainer.steps_done} of {run.steps} steps are done", last=True)
     if trainer.steps_done > saved and not moved and not isinstance(failure, FloatingPointError):
-        try:
-            checkpoint()                                                # the last one: here a full disk is an error
-        except Exception as error:
-            if failure is None:
-                raise
-            warn(f"no checkpoint of update {trainer.steps_done}: {error}")
+        checkpoint(must=failure is None)
     if failure is not None:
         fail(job, batch, failure)
-    return Result(128 + stop.signum if stop.signum else 0, trainer.steps_done, next(reversed(checkpoints(out)), None))
+    return Result(128 + stop.signum if stop.signum else 0, trainer.steps_done, next(reversed(checkpoints(job.out)), None))
 
-
-# --- a whole run -----------------------------------------------------------------------------------------------------
 
 def load_reward(spec: str, device: torch.device, dtype: torch.dtype | None, labels: Path) -> Reward:
     """The reward that `spec` describes, its reward models on `device`; labels: the file for a person's ratings."""
@@ -206,18 +161,16 @@ def load_policy(source: str, device: torch.device, dtype: torch.dtype | None) ->
 
 def prepare(run: RunConfig, config: PPOConfig, texts: list[str], source: str, score_fn: ScoreFn | None) -> Job:
     """Load reward and model. texts: the prompts; source: what to load the policy from."""
-    out, device, dtype, reward = Path(run.out), torch.device(run.device), pick_dtype(run.dtype), score_fn
-    if not isinstance(score_fn, Reward):
-        reward = Reward([(1.0, run.reward, score_fn)]) if score_fn else load_reward(run.reward, device, dtype, out / "labels.jsonl")
+    out, device, dtype = Path(run.out), torch.device(run.device), pick_dtype(run.dtype)
+    reward = score_fn or load_reward(run.reward, device, dtype, out / "labels.jsonl")
+    reward = reward if isinstance(reward, Reward) else Reward([(1.0, run.reward, score_fn)])
     tokenizer, model = load_policy(source, device, dtype)
     prompts = [tokenizer.encode(text) for text in texts]
-    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-    n, limit, n_positions = len(prompts[longest]), span(run.max_new_tokens)[1], model.config.n_positions
-    if run.query_tokens is not None:
-        n = min(n, span(run.query_tokens)[1])
-    if n + limit > n_positions:
-        raise ValueError(f"the prompt {texts[longest]!r:.60} comes to {n} tokens, and {n} + {limit} (max_new_tokens) are more "
-                         f"than the model's {n_positions} positions: cut prompts with query_tokens, or lower max_new_tokens")
+    limit, cut = span(run.max_new_tokens)[1], span(run.query_tokens or sys.maxsize)[1]
+    n, text = max((min(len(tokens), cut), text) for tokens, text in zip(prompts, texts))
+    if n + limit > model.config.n_positions:
+        raise ValueError(f"the prompt {text!r:.60} comes to {n} tokens, and {n} + {limit} (max_new_tokens) are more than the "
+                         f"model's {model.config.n_positions} positions: cut prompts with query_tokens, or lower max_new_tokens")
     return Job(run, config, out, prompts, tokenizer, reward, PPOTrainer(config, model, tokenizer=tokenizer))
 
 
@@ -225,17 +178,14 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
           score_fn: ScoreFn | Reward | None = None) -> Result:
     """Run PPO as `run` and `config` say, into the folder run.out.
 
-    Args:
-        resume: continue the run in that folder from its newest whole checkpoint; from the beginning if it has none yet.
-        allow_config_change: let a resumed run go on with other settings than it was begun with.
-        score_fn: (queries, responses) -> scores, or a Reward, in the place of run.reward, which then is only its name.
-
+    resume: continue the run there from its newest whole checkpoint, or from the beginning if it has none yet.
+    allow_config_change: let a resumed run go on with other settings than it was begun with.
+    score_fn: (queries, responses) -> scores, or a Reward, in the place of run.reward, which then is only its name.
     SIGINT, SIGTERM, SIGHUP, or a person who stops at the terminal, end it early with everything saved; see Result.
 
-    Raises:
-        ValueError, OSError: bad settings or files, before the first update; OSError also if the last checkpoint cannot be
-        written. RewardError: the score function failed, whatever it raised; all updates before are saved. FloatingPointError:
-        the loss or the logits are not finite; the newest checkpoint is as it was. MemoryError: with advice.
+    ValueError, OSError: bad settings or files, before the first update; OSError also if the last checkpoint cannot be written.
+    RewardError: the score function raised; all updates before are saved. FloatingPointError: the loss or the logits are not
+    finite; the newest checkpoint is as it was. MemoryError: with advice.
     """
     run = replace(run, device=str(pick_device(run.device)), out=str(place(run.out, "--out")))
     out, prompts = Path(run.out), read_bytes(run.prompts)
@@ -247,18 +197,14 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
         state = RunState() if checkpoint is None else RunState(**load_state(checkpoint, job.trainer))
         write_json(out / "config.json", record)
         logs = {name: Log(out / name, state.sizes.get(name, 0)) for name in LOGS}
-        talk = not (run.quiet or run.one_line)
-        if talk:
-            say(f"{run.model} on {run.device}, {len(job.prompts)} prompts, reward {run.reward}, {config.batch_size} responses "
-                f"an update; {job.trainer.steps_done} of {run.steps} updates are done -> {out}")
-        with Stop() as stop:
+        stop, talk = Stop(), say if not (run.quiet or run.one_line) else lambda text: None
+        talk(f"{run.model} on {run.device}, {len(texts)} prompts, {run.reward}; updates: {job.trainer.steps_done}/{run.steps}")
+        with signals_call(stop, always=(signal.SIGINT, signal.SIGTERM)):
             try:
                 result = loop(job, state, logs, stop)
             finally:
                 update_report(out)
                 for log in logs.values():
                     log.file.close()
-        if talk:
-            saved = f"the policy is the model folder {result.checkpoint}, the report {out / 'report.html'}"
-            say(f"{result.steps_done} of {run.steps} updates are done; {saved if result.checkpoint else 'there is no checkpoint yet'}")
+        talk(f"updates: {result.steps_done}/{run.steps}; {where_saved(out)}; the report is {out / 'report.html'}")
     return result

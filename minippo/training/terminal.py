@@ -7,6 +7,8 @@ import sys
 import time
 from contextlib import suppress
 
+from ..scoring.human import visible
+
 
 def write(stream, text: str) -> None:
     """Write what the stream can take: escapes for what it cannot encode, and nothing where it is closed, full or gone."""
@@ -16,27 +18,17 @@ def write(stream, text: str) -> None:
         stream.flush()
 
 
-def visible(text: str, keep: str = "") -> str:
-    """Control characters, direction marks and the like as escapes, except those in `keep`: shown, not obeyed."""
-    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
-
-
-def show(stream, text: str) -> None:
-    """Lines of text, whoever wrote what is in them: a model, a file, a folder."""
-    write(stream, visible(text, keep="\n\t") + "\n")
-
-
-def say(text: str) -> None:
-    show(sys.stdout, text)
+def say(text: str, stream: str = "stdout") -> None:
+    """Print lines of text, whoever wrote what is in them: a model, a file, a folder."""
+    write(getattr(sys, stream), visible(text, keep="\n\t") + "\n")
 
 
 def warn(text: str) -> None:
-    show(sys.stderr, f"warning: {text}")
+    say(f"warning: {text}", "stderr")
 
 
 class Stream:
     """sys.stdout or sys.stderr with `write` above in the place of its own: no print can fail, in a user's function either."""
-
     def __init__(self, stream):
         self.stream = stream
 
@@ -78,18 +70,15 @@ class Progress:
         self.write(f"{self.name}: {self.steps} steps, {result}, {time.monotonic() - self.started:.0f} s", last=True)
 
     def write(self, line: str, last: bool) -> None:
-        if self.terminal:
-            line = f"\r{line:<79}"                                      # blanks wipe what a longer line has left
-        write(sys.stdout, line if self.terminal and not last else line + "\n")
+        text = f"\r{line:<79}" if self.terminal else line               # blanks wipe what a longer line has left
+        write(sys.stdout, text + "\n" * (last or not self.terminal))
 
 
 def status_line(metrics: dict, steps: int, seconds_left: float) -> str:
-    """One update in one line."""
     left = f"{seconds_left // 3600:.0f}:{seconds_left % 3600 // 60:02.0f}:{seconds_left % 60:02.0f}"
-    return (f"update {metrics['step']:{len(str(steps))}}/{steps}  score {metrics['ppo/mean_scores']:7.3f}  "
-            f"kl {metrics['objective/kl']:6.2f}  entropy {metrics['ppo/policy/entropy']:5.2f}  "
-            f"clipfrac {metrics['ppo/policy/clipfrac']:.3f}  value error {metrics['ppo/val/error']:7.3f}  "
-            f"{metrics['tokens_per_second']:6.0f} tokens/s  {left} left")
+    return (f"update {metrics['step']:{len(str(steps))}}/{steps}  score {metrics['ppo/mean_scores']:7.3f}  kl "
+            f"{metrics['objective/kl']:6.2f}  entropy {metrics['ppo/policy/entropy']:5.2f}  clipfrac {metrics['ppo/policy/clipfrac']:.3f}"
+            f"  value error {metrics['ppo/val/error']:7.3f}  {metrics['tokens_per_second']:6.0f} tokens/s  {left} left")
 
 
 def sample_line(sample: dict) -> str:

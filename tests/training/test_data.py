@@ -73,8 +73,9 @@ def test_a_bad_record_is_named_by_file_and_line(tmp_path, line, problem):
 def test_files_that_hold_no_text(tmp_path):
     with pytest.raises(ValueError, match="line 1: a zero byte"):
         load_prompts(write(tmp_path / "p.txt", "utf sixteen", encoding="utf-16"))
-    with pytest.raises(ValueError, match="no prompts"):
-        load_prompts(write(tmp_path / "empty.txt", "", " "))
+    for load in (load_prompts, load_pairs, load_labelled):
+        with pytest.raises(ValueError, match="empty.jsonl: there is no text in it"):
+            load(write(tmp_path / "empty.jsonl", "", " "))
     with pytest.raises(FileNotFoundError):
         load_prompts(tmp_path / "none.txt")
 

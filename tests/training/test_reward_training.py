@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(model, monkey
 
 
 @pytest.mark.parametrize("pairs, message", [
-    ([], "no examples"),
+    ([], "0 examples, .* too few"),
     ([("q", "a", "b"), ("q", "a", "a")], r"pairs\[1\]: chosen and rejected are both 'a'"),
     ([("q", "a")], r"pairs\[0\]: expected three texts"),
     ([("q", "a", None)], r"pairs\[0\]: expected three texts"),
@@ -158,7 +158,7 @@ def test_bad_pairs_are_refused_before_anything_changes(model, pairs, message):
 
 
 @pytest.mark.parametrize("texts, labels, message", [
-    ([], [], "no examples"),
+    ([], [], "0 examples, .* too few"),
     (["a", "b"], [1], "2 texts and 1 labels"),
     (["a", "b"], [1, 2], r"texts\[1\]: expected a text and a label 0 or 1, got 'b' and 2"),
     (["a", "b"], [1, 0.5], r"texts\[1\]: .* got 'b' and 0.5"),

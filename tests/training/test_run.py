@@ -154,9 +154,24 @@ def test_logs_are_on_the_disk_before_the_checkpoint_that_counts_on_them(base, tm
 
 
 def test_a_report_that_fails_is_a_warning(base, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run_module, "write_report", lambda out: raising(KeyError("ppo/loss")))
+    monkeypatch.setattr(run_module, "write_report", lambda out, live: raising(KeyError("ppo/loss")))
     assert start(base, tmp_path, steps=2, report_every=1).steps_done == 2
     assert capsys.readouterr().err == "warning: no report: KeyError('ppo/loss')\n" * 2
+
+
+def test_the_report_looks_again_while_the_run_goes_on_and_not_afterwards(base, tmp_path, monkeypatch):
+    """Written after the first update of a run, also of one that is resumed, then every second one, and at the end."""
+    written, write_report = [], run_module.write_report
+
+    def write(out, live):
+        written.append((len(lines(out / "metrics.jsonl")), live))
+        path = write_report(out, live=live)
+        assert ('http-equiv="refresh" content="30"' in path.read_text()) == bool(live)
+        return path
+    monkeypatch.setattr(run_module, "write_report", write)
+    start(base, tmp_path, steps=4, report_every=2, lr_schedule="constant")
+    start(base, tmp_path, steps=7, report_every=2, lr_schedule="constant", resume=True)
+    assert written == [(1, 30), (2, 30), (4, 0), (5, 30), (6, 30), (7, 0)]
 
 
 def test_samples_and_updates_are_printed(base, tmp_path, capsys):
@@ -610,7 +625,7 @@ def test_an_error_on_a_full_disk_is_still_the_error(base, tmp_path, monkeypatch,
 def test_compiling_without_a_compiler_says_what_it_needs(base, tmp_path, monkeypatch):
     error = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})("InvalidCxxCompiler: none found\nmore")
     monkeypatch.setattr(PPOTrainer, "generate", lambda *args, **kwargs: raising(error))
-    with pytest.raises(OSError, match="torch.compile failed .InductorError: InvalidCxxCompiler: none found.; .* without --compile"):
+    with pytest.raises(OSError, match="torch.compile failed .InductorError: InvalidCxxCompiler: none found.; .* leave --compile out"):
         start(base, tmp_path, compile=True)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from minippo.training import terminal
 from minippo.training.terminal import Progress, Stream, say, visible, warn
 
 ROOT = Path(__file__).parents[2]
+ENTRY = re.search(r'^minippo = "([\w.]+):(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.M).groups()
 
 
 class Terminal(io.StringIO):
@@ -108,13 +110,17 @@ def test_text_is_shown_and_not_obeyed(capsys):
     assert visible("a\x1b[2J\u202e\r\nb\u00e9") == "a\\x1b[2J\\u202e\\r\\nb\u00e9" and visible("a\n\tb", keep="\n") == "a\n\\tb"
 
 
+PROGRAMS = ["-m minippo", f'-c "import sys; from {ENTRY[0]} import {ENTRY[1]}; sys.exit({ENTRY[1]}())"']      # as pip's script calls it
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
-@pytest.mark.parametrize("command, status", [
-    ("report no/such >/dev/full 2>&-", 2), ("--help >/dev/full", 0), ("generate --model no/such --prompt x <&- >&- 2>&-", 2),
-    ("train --help | true", 0)])
-def test_a_program_keeps_its_exit_status_whatever_its_streams_are(command, status):
+@pytest.mark.parametrize("program, command, status", [
+    (PROGRAMS[0], "report no/such >/dev/full 2>&-", 2), (PROGRAMS[0], "--help >/dev/full", 0),
+    (PROGRAMS[0], "generate --model no/such --prompt x <&- >&- 2>&-", 2), (PROGRAMS[0], "train --help | true", 0),
+    (PROGRAMS[1], "--help >/dev/full", 0), (PROGRAMS[1], "report no/such <&- >&- 2>&-", 2)])
+def test_a_program_keeps_its_exit_status_whatever_its_streams_are(program, command, status):
     """The first of a pipe's: head -1 and the like leave before it is done."""
-    done = subprocess.run(["bash", "-c", f"{sys.executable} -m minippo {command}; exit ${{PIPESTATUS[0]}}"], cwd=ROOT,
+    done = subprocess.run(["bash", "-c", f"{sys.executable} {program} {command}; exit ${{PIPESTATUS[0]}}"], cwd=ROOT,
                           stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (status, "")
 
