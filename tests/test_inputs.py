@@ -174,7 +174,7 @@ assert before == (torch.get_float32_matmul_precision(), torch.backends.cuda.cudn
 
 # --- a step that fails ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("where", ["evaluate_responses", "compute_rewards", "batch_stats"])
+@pytest.mark.parametrize("where", ["evaluate_responses", "compute_rewards", "compute_advantages"])
 def test_a_failing_step_leaves_the_trainer_as_it_was(monkeypatch, where):
     """Weights, generator and running moments: the same step once more gives what it would have given."""
     trainer, undisturbed = (trainer_of(use_score_scaling=True, use_score_norm=True) for _ in range(2))

@@ -55,7 +55,7 @@ def test_every_field_is_a_flag_with_its_comment_and_its_default(capsys):
             default = "required" if field.default is MISSING else "none" if field.default is None else field.default
             entry = entries["--" + field.name.replace("_", "-")]
             assert " ".join(f"{cli.comments(cls)[field.name]} [{default}]".split()) in entry, entry
-    assert "responses per forward and backward pass: what must fit into memory [128]" in text      # a comment of PPOConfig
+    assert "responses per forward and backward pass, a micro-batch: what must fit into memory [128]" in text      # a comment of PPOConfig
 
 
 def test_no_field_is_without_its_comment():
