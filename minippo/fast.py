@@ -101,7 +101,8 @@ def torch_modes(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     On CUDA, where the blocks compute in 16 bits, fp32 products may use TF32: the head then has 3 bits more than bf16. And no
     cuDNN attention: it plans anew for every shape, otherwise with gradients than without, and the first ratio must be 1.
     """
-    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+    gradients = torch.is_grad_enabled()                               # leaving inference mode would switch them on
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients), torch.autocast(device.type, enabled=False):
         if device.type != "cuda":
             yield
             return

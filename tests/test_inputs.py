@@ -148,6 +148,15 @@ def test_sampling_in_inference_mode_does_not_spoil_the_model():
     assert same(inside, model.generate(QUERIES, seed=1))
 
 
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, torch.enable_grad, torch.inference_mode])
+def test_sampling_keeps_no_graph(policy, mode):
+    seen = []
+    policy.transformer.h[1].register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
+    with mode():
+        policy.generate(QUERIES, max_new_tokens=3)
+    assert seen == [False] * 3
+
+
 def test_importing_changes_nothing_and_a_trainer_on_a_cpu_keeps_freed_memory():
     """mallopt is glibc's; what the import and the first trainer ask of it is written down."""
     code = """
