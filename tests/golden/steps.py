@@ -123,13 +123,17 @@ def minippo_steps(problem: Problem, dtype: torch.dtype = torch.float64, lr_decay
 def minippo_step(trainer: PPOTrainer, batch: Batch) -> Step:
     """One step, with a look at what passes between its parts."""
     seen, orders = {}, iter(batch.orders)
-    update = trainer.update
+    compute_rewards, update = ppo.compute_rewards, trainer.update
+
+    def see_rewards(*args):
+        seen["before whitening"] = compute_rewards(*args)
+        return seen["before whitening"]
 
     def see_update(filled, minibatches):
-        seen.update(vars(filled))
+        seen.update(vars(filled), rewards=seen["before whitening"].rewards)
         return update(filled, minibatches)
 
-    with (patch.object(trainer, "update", see_update),
+    with (patch.object(ppo, "compute_rewards", see_rewards), patch.object(trainer, "update", see_update),
           patch.object(torch, "randperm", lambda n, generator, device: torch.tensor(next(orders)))):
         stats = trainer.step(batch.queries, batch.responses, batch.scores)
     columns = ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns")
