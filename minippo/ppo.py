@@ -33,7 +33,7 @@ from .fast import prepare_models, training_modes
 from .files.checkpoint import load_state, save_state
 from .inputs import (check_models, check_pairs, check_ppo_config, check_precision, check_scores, check_temperature, penalise_missing_eos,
                      warn_of_filters, warn_of_negative_kl)
-from .metrics import RunningMoments, Stopwatch, batch_stats, masked_mean, masked_var, masked_whiten, mean_of  # noqa: F401
+from .metrics import RunningMoments, Stopwatch, batch_stats, masked_mean, masked_var, masked_whiten, mean_of
 from .policy import GPT2WithValueHead, create_reference_model, evaluate_responses, response_kl
 
 
