@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, so that numbers are the same on every run, and tiny models."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from minippo.policy import GPT2WithValueHead
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE / "files"), str(HERE / "scoring"), str(HERE / "training")]       # some tests use the helpers of others
 torch.set_num_threads(1)
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):     # ignored under nohup or behind &, and
+    if getattr(signal, name, None) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:    # a test would wait for ever
+        signal.signal(getattr(signal, name), handler)
 SHARED_BPE = HERE.parents[1] / "shared" / "tiktoken-cache"
 if SHARED_BPE.is_dir():
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED_BPE))
