@@ -1,7 +1,7 @@
 """Attention, and the three ways in which it is called.
 
     no context              T tokens attend to themselves and to those before: scoring and training without padding
-    a layer of a KVCache    the same, and keys and values are kept (prefill); or one new token a row attends to all kept ones (decode)
+    a layer of a KVCache    the same, and keys and values are kept (prefill); or a new token attends to all kept ones (decode)
     Unpadded                as without a context, but the rows of a ragged batch come without their padding
 
 Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2; Radford et al. 2019 (GPT-2).
@@ -63,8 +63,8 @@ class LayerCache(NamedTuple):
 class KVCache:
     """Keys and values of every layer in buffers of fixed size, so that a decode step always has the same shape.
 
-    Row b holds the tokens of sequence b in columns 0..input_pos[b]; what lies behind is zero or stale and never attended to. So the
-    keys of a query's padding do no harm: they lie behind input_pos, and are overwritten as the row grows.
+    Row b holds the tokens of sequence b in columns 0..input_pos[b]; what lies behind is zero or stale and never attended to. So
+    the keys of a query's padding do no harm: they lie behind input_pos, and are overwritten as the row grows.
     """
 
     def __init__(self, config, batch_size: int, length: int, device: torch.device, dtype: torch.dtype):

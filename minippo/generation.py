@@ -52,9 +52,9 @@ class Sampling:
 
 
 def sample(logits: Tensor, uniform: Tensor) -> Tensor:
-    """One token a row by the inverse CDF, the first whose cumulative probability exceeds the uniform number: (B, V), (B, 1) -> (B, 1).
+    """One token a row: the first whose cumulative probability exceeds the uniform number, (B, V), (B, 1) -> (B, 1).
 
-    One uniform a row, where torch.multinomial draws V: faster, and from the same uniform on every device.
+    It is the inverse CDF: one uniform a row, where torch.multinomial draws V; faster, and from the same uniform on every device.
     """
     cdf = logits.softmax(-1).cumsum(-1)
     return torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True).clamp_max(logits.shape[-1] - 1)
@@ -196,8 +196,8 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
             end = min(end, limits[i])
             if failed_at < end:
                 raise FloatingPointError(
-                    f"generate: the model's logits are not finite at token {failed_at} of row {i}; its weights hold NaN or infinity, "
-                    "or overflow in this precision: go back to an earlier checkpoint")
+                    f"generate: the model's logits are not finite at token {failed_at} of row {i}; its weights hold NaN or "
+                    "infinity, or overflow in this precision: go back to an earlier checkpoint")
             responses.append(output[i, :end].clone())
         return responses
 
@@ -251,7 +251,7 @@ def compute_snapshot(model: GPT2) -> GPT2:
         snapshot.h = copy.deepcopy(model.h).to(model.compute_dtype).requires_grad_(False)  # ... but not the blocks
         snapshot.dtype = model.compute_dtype
         for module, own in zip(snapshot.h.modules(), modules):     # the same dictionaries: hooks added later are seen, too
-            vars(module).update({name: value for name, value in vars(own).items() if name.startswith("_forward_") and "hooks" in name})
+            vars(module).update({name: hooks for name, hooks in vars(own).items() if name.startswith("_forward_") and "hooks" in name})
         kept = _snapshots[model] = Snapshot(snapshot, modules)
     torch._foreach_copy_(list(kept.model.h.parameters()), list(model.h.parameters()))
     return kept.model

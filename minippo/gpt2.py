@@ -98,7 +98,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), context)                                  # pre-LN: the residual stream is never normalised
+        x = x + self.attn(self.ln_1(x), context)                                  # pre-LN: the residual stream stays as it is
         return x + self.mlp(self.ln_2(x))
 
 
@@ -189,8 +189,8 @@ class GPT2(nn.Module):
     def hidden(self, tokens: Tensor) -> Tensor:
         """The final hidden states: (B, T) int64 -> (B, T, C) fp32."""
         if tokens.dim() != 2 or tokens.is_floating_point() or tokens.shape[1] > self.config.n_positions:
-            raise ValueError(f"expected tokens (B, T) of an integer type, T at most the model's {self.config.n_positions} positions; got "
-                             f"{tuple(tokens.shape)} {tokens.dtype}")
+            raise ValueError(f"expected tokens (B, T) of an integer type, T at most the model's {self.config.n_positions} positions; "
+                             f"got {tuple(tokens.shape)} {tokens.dtype}")
         return self.blocks(self.embed(tokens, torch.arange(tokens.shape[1], device=tokens.device)))
 
     def forward(self, tokens: Tensor) -> Tensor:

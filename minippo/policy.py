@@ -1,7 +1,8 @@
 """The policy: GPT-2 with a value head, its frozen reference copy, and the log-probabilities of responses.
 
-The alignment rule, which only this file knows (sampling reads a query's last position alone): column t of every (B, R) tensor belongs to response token t. Its
-log-probability and its value are read at position `query_length - 1 + t` of the sequence, the position that predicts it.
+The alignment rule, which only this file knows (sampling reads a query's last position alone): column t of every (B, R) tensor
+belongs to response token t. Its log-probability and its value are read at position `query_length - 1 + t` of the sequence, the
+position that predicts it.
 
     position      0    1    2    3    4    5            query = a b c (3 tokens), response = x y z (3 tokens)
     token         a    b    c    x    y    z
@@ -31,7 +32,7 @@ from .generation import free_decoders, generate
 from .gpt2 import GPT2, GPT2Config
 from .inputs import check_pairs
 
-CHUNK_LOGITS = 2**28        # logits at a time, a gigabyte in fp32 and at most four with their gradient; beyond it the head works in chunks
+CHUNK_LOGITS = 2**28        # logits at a time, a gigabyte in fp32 and four with their gradient; beyond it the head works in chunks
 
 
 class GPT2WithValueHead(nn.Module):
@@ -65,7 +66,8 @@ class GPT2WithValueHead(nn.Module):
 
     def save_pretrained(self, folder: str, tokenizer=None) -> None:
         """Write the model folder of transformers' layout, the value head in a file of its own; see files/model_folder.py."""
-        save_model(folder, asdict(self.config), dict(self.transformer.named_parameters()), dict(self.v_head.named_parameters()), tokenizer)
+        transformer, v_head = (dict(module.named_parameters()) for module in (self.transformer, self.v_head))
+        save_model(folder, asdict(self.config), transformer, v_head, tokenizer)
 
     def push_to_hub(self, repo_id: str, tokenizer=None, token: str | None = None, private: bool = False,
                     commit_message: str = "Upload a GPT-2 trained with minippo") -> str:
@@ -120,12 +122,12 @@ class Evaluation(NamedTuple):
 
 class Alignment(NamedTuple):
     """Where each response token is predicted, for a batch of ragged queries and responses."""
-    tokens: Tensor              # (B, T-1) int64: query then response, right-padded; the last token predicts nothing and is left out
-    positions: Tensor           # (N,) int64: into the flattened (B * (T-1)) positions, the one that predicts each response token
+    tokens: Tensor              # (B, T-1) int64: query then response, right-padded, without the last token, which predicts nothing
+    positions: Tensor           # (N,) int64: into the flattened (B * (T-1)), the position that predicts each response token
     targets: Tensor             # (N,) int64: the response tokens
     response_index: Tensor      # (N,) int64: into the flattened (B * R) columns
     mask: Tensor                # (B, R) bool: real response tokens
-    real_index: Tensor          # (n,) int64: into the flattened (B * (T-1)) positions, those that are not padding
+    real_index: Tensor          # (n,) int64: into the flattened (B * (T-1)), what is not padding
 
     def to_columns(self, x: Tensor) -> Tensor:
         """One number per response token as a padded tensor: (N,) -> (B, R), 0 at the padding."""
@@ -134,7 +136,7 @@ class Alignment(NamedTuple):
 
 
 def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) -> Alignment:
-    """The alignment rule. For one pair it is a slice, hidden[len(query) - 1 : len(query) - 1 + len(response)]; here for ragged rows.
+    """The alignment rule for ragged rows; for one pair it is a slice, hidden[len(query) - 1 : len(query) - 1 + len(response)].
 
     Worked out on the CPU from lengths, so that it costs no host sync and ignores what tokens are.
     """

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from .fast import prepare_models, training_modes
 from .files.checkpoint import load_state, save_state
-from .inputs import (check_models, check_pairs, check_ppo_config, check_precision, check_scores, check_temperature, penalise_missing_eos,
-                     warn_of_filters, warn_of_negative_kl)
+from .inputs import (check_models, check_pairs, check_ppo_config, check_precision, check_scores, check_temperature,
+                     penalise_missing_eos, warn_of_filters, warn_of_negative_kl)
 from .metrics import RunningMoments, Stopwatch, batch_stats, masked_mean, masked_var, masked_whiten, mean_of
 from .policy import GPT2WithValueHead, create_reference_model, evaluate_responses, response_kl
 
@@ -45,7 +45,7 @@ class PPOConfig:
     # batches
     batch_size: int = 128                   # responses per step; step() takes any number, this is what a run collects
     mini_batch_size: int = 128              # responses per forward and backward pass, a micro-batch: what must fit into memory
-    gradient_accumulation_steps: int = 1    # micro-batches of a minibatch, an optimizer step; exact where token counts differ, too
+    gradient_accumulation_steps: int = 1    # micro-batches of a minibatch, that is of an optimizer step; exact for ragged ones, too
     ppo_epochs: int = 4                     # times that each batch is used
     # optimizer
     learning_rate: float = 1.41e-5          # of Adam
@@ -88,7 +88,7 @@ class PPOConfig:
 
 # --- KL reward ------------------------------------------------------------------------------------------------------
 
-KL_PENALTIES = {            # of log-probabilities p under the policy and q under the reference (Schulman, "Approximating KL divergence", 2020)
+KL_PENALTIES = {    # log-probabilities p under the policy, q under the reference (Schulman, "Approximating KL divergence", 2020)
     "kl": lambda p, q: p - q,                               # k1: right on average, negative for single tokens
     "abs": lambda p, q: (p - q).abs(),
     "mse": lambda p, q: 0.5 * (p - q)**2,                   # k2
@@ -158,7 +158,7 @@ def ppo_loss(new_logprobs: Tensor, new_values: Tensor, logprobs: Tensor, values:
              mask: Tensor, cliprange: float = 0.2, cliprange_value: float = 0.2, vf_coef: float = 0.1,
              entropy: Tensor | None = None, entropy_coef: float = 0.0,
              n_tokens: Tensor | int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped policy loss (Schulman et al. 2017, eq. 7) and value loss (OpenAI baselines, ppo2), averaged over real tokens.
+    """The clipped policy loss (Schulman et al. 2017, eq. 7) and value loss (OpenAI baselines, ppo2), means over real tokens.
 
     Args:
         new_logprobs, new_values: (b, R) under the weights being trained, with gradients.
@@ -232,7 +232,7 @@ class FixedKLController:
 
 @dataclass
 class Batch:
-    """B scored responses, and what becomes of them: `step` fills it in the order of the algorithm. (B, R) where nothing else is said."""
+    """B scored responses, and what `step` makes of them, in the order of the algorithm; (B, R) where nothing else is said."""
     queries: list[Tensor]                       # B 1-D int64 tensors
     responses: list[Tensor]                     # B 1-D int64 tensors, the longest of R tokens
     temperature: float                          # at which they are scored
@@ -276,7 +276,7 @@ class PPOTrainer:
                               if config.adap_kl_ctrl else FixedKLController(config.init_kl_coef))
         self.moments = RunningMoments()                                 # of the scores
         self.generator = torch.Generator().manual_seed(config.seed)     # the only source of randomness, on every device
-        self.eos_token_id = getattr(tokenizer, "eos_token_id", None)    # where responses end, if generate is not told otherwise
+        self.eos_token_id = getattr(tokenizer, "eos_token_id", None)    # where responses end, unless generate is told another
         self.sampled_at = config.temperature                            # of the latest sampling; step() warns of another
         self.steps_done = 0
         self.warned_of_filters = False
@@ -299,15 +299,15 @@ class PPOTrainer:
         self.warned_of_filters = self.warned_of_filters or warn_of_filters(kwargs)
         responses = self.model.generate(queries, **kwargs)
         self.sampled_at = kwargs["temperature"] if kwargs.get("do_sample", True) else self.sampled_at
-        return responses if not return_prompt else [torch.cat([torch.as_tensor(q).to(r), r]) for q, r in zip(queries, responses)]
+        return [torch.cat([torch.as_tensor(q).to(r), r]) for q, r in zip(queries, responses)] if return_prompt else responses
 
     @training_modes
     def step(self, queries: Sequence[Tensor], responses: Sequence[Tensor], scores: Sequence | Tensor,
              temperature: float | None = None) -> dict:
         """One PPO iteration on B >= 1 scored responses. Bad input raises before anything changes.
 
-        An error or Ctrl+C later leaves the optimizer steps that were taken, and all else as it was: call step again, or go back to
-        a checkpoint.
+        An error or Ctrl+C later leaves the optimizer steps that were taken, and all else as it was: call it again, or go back
+        to a checkpoint.
 
         Args:
             queries, responses: B non-empty 1-D token tensors each; responses without the query.
@@ -319,7 +319,7 @@ class PPOTrainer:
         config, clock = self.config, Stopwatch(self.model.device)
         check_precision(self.model)
         batch = Batch(*check_pairs(queries, responses, self.model.config.vocab_size, self.model.config.n_positions),
-                      temperature=check_temperature(config.temperature if temperature is None else temperature, self.sampled_at))
+                      check_temperature(config.temperature if temperature is None else temperature, self.sampled_at))
         generator, moments = self.generator.clone_state(), copy.copy(self.moments)
         batch.scores = self.process_scores(check_scores(scores, batch.responses), batch.responses, moments)
         epochs = [self.minibatches(batch, generator) for _ in range(config.ppo_epochs)]
@@ -328,8 +328,8 @@ class PPOTrainer:
         self.forward_pass(batch, epochs[0])
         clock.lap("time/ppo/forward_pass")
 
-        rewards, batch.non_score_reward, batch.kl = compute_rewards(
-            batch.scores, batch.logprobs, batch.ref_logprobs, batch.mask, self.kl_controller.value, config.kl_penalty, batch.exact_kl)
+        rewards, batch.non_score_reward, batch.kl = compute_rewards(batch.scores, batch.logprobs, batch.ref_logprobs, batch.mask,
+                                                                    self.kl_controller.value, config.kl_penalty, batch.exact_kl)
         batch.rewards = masked_whiten(rewards, batch.mask, shift_mean=False) if config.whiten_rewards else rewards
         clock.lap("time/ppo/compute_rewards")
 
@@ -373,8 +373,8 @@ class PPOTrainer:
 
     @torch.no_grad()
     def forward_pass(self, batch: Batch, minibatches: list[list[list[int]]]) -> None:
-        """Fill in what policy and reference say of the responses. In the micro-batches of the first epoch: the same rows in the same
-        shapes go through the same kernels, so that the first minibatch's ratio is 1 to the last bit, in every precision."""
+        """Fill in what policy and reference say of the responses. In the micro-batches of the first epoch: the same rows in the
+        same shapes go through the same kernels, so the first minibatch's ratio is 1 to the last bit, in every precision."""
         zeros = self.model.v_head.weight.new_zeros(len(batch.responses), max(map(len, batch.responses)))        # (B, R)
         batch.mask = zeros.bool()
         batch.logprobs, batch.ref_logprobs, batch.values = (zeros.clone() for _ in range(3))
@@ -382,16 +382,18 @@ class PPOTrainer:
         for rows in (rows for minibatch in minibatches for rows in minibatch):
             queries, responses, index = batch.take(rows)
             with torch.set_grad_enabled(self.config.compile):           # a compiled block has another graph without gradients
-                logprobs, values, _, mask = (x.detach() for x in evaluate_responses(self.model, queries, responses, batch.temperature))
-            ref_logprobs = evaluate_responses(self.ref_model, queries, responses, batch.temperature).logprobs
-            for whole, part in ((batch.mask, mask), (batch.logprobs, logprobs), (batch.ref_logprobs, ref_logprobs), (batch.values, values)):
-                whole[index, :mask.shape[1]] = part
+                policy = evaluate_responses(self.model, queries, responses, batch.temperature)
+            columns, width = (batch.logprobs, batch.values, batch.mask), policy.mask.shape[1]
+            for whole, part in zip(columns, (policy.logprobs, policy.values, policy.mask)):
+                whole[index, :width] = part.detach()
+            del policy                                                  # and with it the graph of a compiled block
+            reference = evaluate_responses(self.ref_model, queries, responses, batch.temperature)
+            batch.ref_logprobs[index, :width] = reference.logprobs
             if batch.exact_kl is not None:
-                exact_kl = response_kl(self.model, self.ref_model, queries, responses, batch.temperature)
-                batch.exact_kl[index, :mask.shape[1]] = exact_kl
+                batch.exact_kl[index, :width] = response_kl(self.model, self.ref_model, queries, responses, batch.temperature)
 
     def update(self, batch: Batch, minibatches: list[list[list[int]]]) -> dict:
-        """The optimization: for every minibatch its gradient, the guards, an optimizer step. Returns means over those applied."""
+        """The optimization: for each minibatch its gradient, the guards, an optimizer step. Returns means over those applied."""
         config, records, applied, ratios = self.config, [], [], []
         counts = {"ppo/updates": 0, "ppo/skipped": 0, "ppo/skipped_nonfinite": 0, "ppo/early_stopped": 0}
         for minibatch in minibatches:
@@ -416,11 +418,11 @@ class PPOTrainer:
         return mean_of(applied or records) | counts | {"ppo/policy/ratio": ratio[mask]}
 
     def backward(self, batch: Batch, minibatch: list[list[int]]) -> tuple[dict, Tensor, list[tuple[Tensor, Tensor]]]:
-        """The gradient of a minibatch; returns its statistics, the gradient's norm, and ratio and mask (b, R) of each micro-batch."""
+        """The gradient of a minibatch. Returns its statistics, the norm, and ratio and mask (b, R) of each micro-batch."""
         config, totals, ratios = self.config, [], []
         n_tokens = sum(len(batch.responses[row]) for rows in minibatch for row in rows)
         scale = 2.0 ** n_tokens.bit_length() if self.model.transformer.compute_dtype == torch.float16 else 1.0
-        self.model.zero_grad()                                          # also what an interrupted step left, or a backward() of yours
+        self.model.zero_grad()                                          # also of an interrupted step, or a backward() of yours
         for rows in minibatch:
             queries, responses, index = batch.take(rows)
             new = evaluate_responses(self.model, queries, responses, batch.temperature, entropy_grad=config.entropy_coef > 0)
@@ -428,7 +430,7 @@ class PPOTrainer:
                 x[index, :new.mask.shape[1]] for x in (batch.logprobs, batch.values, batch.advantages, batch.returns))
             loss, stats = ppo_loss(new.logprobs, new.values, logprobs, values, advantages, returns, new.mask, config.cliprange,
                                    config.cliprange_value, config.vf_coef, new.entropy, config.entropy_coef, n_tokens)
-            (loss * scale).backward()                                   # a mean over many tokens has gradients too small for fp16
+            (loss * scale).backward()                                   # fp16 has no numbers for a mean over many tokens
             totals.append(torch.stack(list(stats.values())))
             ratios.append(((new.logprobs.detach() - logprobs).exp(), new.mask))     # cut out later: indexing here would sync
         gradients = [p.grad for p in self.trainable if p.grad is not None]

@@ -1,6 +1,6 @@
 """Finding, downloading and checking model files, against a server on this machine that can fail in every way.
 
-    python -m pytest tests/test_hub.py
+    python -m pytest tests/files/test_hub.py
 """
 
 import errno

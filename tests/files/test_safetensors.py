@@ -1,6 +1,6 @@
 """The weight reader under attack, and the writer when the disk, the power or the user fails.
 
-    python -m pytest tests/test_safetensors.py
+    python -m pytest tests/files/test_safetensors.py
 
 CASES is the whole conformance list with the verdicts of safetensors 0.8.0; tests/peers/test_safetensors_peer.py
 runs it against the package itself.

@@ -1,7 +1,7 @@
 """The demo: its files, a second call, its numbers, and over-optimisation without the KL penalty.
 
-    python -m pytest tests/test_demo.py                     # half a minute of one core, nearly all of it in one test
-    MINIPPO_SLOW=1 python -m pytest tests/test_demo.py      # and the whole demo, with four seeds: five minutes more
+    python -m pytest tests/training/test_demo.py            # half a minute of one core, nearly all of it in one test
+    MINIPPO_SLOW=1 python -m pytest tests/training/test_demo.py  # and the whole demo, with four seeds: five minutes more
 """
 
 import io
