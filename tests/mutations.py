@@ -31,13 +31,13 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}      # by
 
 # the test files that answer for each source file, the quickest first
 TESTS = {
-    "ppo.py": ["test_golden.py", "test_mutation_gaps.py", "test_ppo.py", "test_faults.py", "test_determinism.py"],
+    "ppo.py": ["test_golden.py", "test_mutation_gaps.py", "test_ppo.py", "test_inputs.py", "test_faults.py", "test_determinism.py"],
     "policy.py": ["test_policy.py", "test_golden.py", "test_mutation_gaps.py", "test_ppo.py", "test_faults.py"],
     "generation.py": ["test_generation.py", "test_gpt2.py", "test_golden.py", "test_mutation_gaps.py"],
     "gpt2.py": ["test_gpt2.py", "test_golden.py", "test_generation.py", "test_mutation_gaps.py"],
     "attention.py": ["test_gpt2.py", "test_fast.py", "test_golden.py", "test_generation.py"],
-    "inputs.py": ["test_ppo.py", "test_policy.py", "test_generation.py", "test_mutation_gaps.py"],
-    "metrics.py": ["test_ppo.py", "test_golden.py", "test_mutation_gaps.py"],
+    "inputs.py": ["test_ppo.py", "test_policy.py", "test_generation.py", "test_mutation_gaps.py", "test_inputs.py", "test_faults.py"],
+    "metrics.py": ["test_ppo.py", "test_golden.py", "test_mutation_gaps.py", "test_inputs.py"],
     "fast.py": ["test_fast.py", "test_inputs.py"],
     "files/atomic.py": ["files/test_atomic.py"],
     "files/safetensors.py": ["files/test_safetensors.py"],
