@@ -237,6 +237,7 @@ def memory_estimate(config: BenchConfig) -> dict[str, int]:
         # logits, log-probabilities and probabilities, fp32, and later their gradient in place of two; at most a chunk at a time
         "logits": 3 * 4 * min(config.micro_batch * config.new_tokens * V, CHUNK_LOGITS),
         "KV cache": (KEPT_DECODERS if config.on_cuda else 1) * 2 * L * config.batch * columns * C * size,
+        "CUDA graphs": KEPT_DECODERS * 4 * 4 * config.batch * V if config.on_cuda else 0,       # four (B, V) fp32 in a decode step
     }
 
 

@@ -183,6 +183,7 @@ def test_what_reduces_memory_does():
         {"mini_batch_size": 2, "gradient_accumulation_steps": 4}, {"dtype": "bfloat16"}, {"gradient_checkpointing": True}, {"device": "cuda"}))
     assert small["activations"] == estimate["activations"] / 4 and small["logits"] == estimate["logits"] / 4
     assert small["KV cache"] == estimate["KV cache"] == 2 * 12 * 8 * 48 * 768 * 4 and cuda["KV cache"] == 2 * estimate["KV cache"]
+    assert estimate["CUDA graphs"] == 0 and cuda["CUDA graphs"] == 2 * 4 * 4 * 8 * 50257             # two kept, logits to cdf
     assert bf16["reference"] < 0.7 * estimate["reference"] and bf16["KV cache"] == estimate["KV cache"] / 2
     assert estimate["rollout snapshot"] == 0 and bf16["rollout snapshot"] == 2 * 12 * (12 * 768**2 + 13 * 768)
     assert recomputed["activations"] < 0.2 * estimate["activations"]
