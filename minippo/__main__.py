@@ -20,6 +20,7 @@ from typing import Callable, get_args, get_origin, get_type_hints
 
 import torch
 
+from .fast import keep_freed_memory
 from .files.tokenizer import load_tokenizer
 from .gpt2 import GPT2
 from .ppo import PPOConfig
@@ -234,6 +235,7 @@ def main(argv: list[str]) -> int:
         say(OVERVIEW)
         return 0
     name = "demo" if not argv or argv[0].startswith("-") else argv[0]
+    keep_freed_memory()                                             # pretraining and reward models, too: they make no trainer
     try:
         if name not in COMMANDS:
             near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -132,9 +132,9 @@ print(json.dumps(bench.measure(bench.BenchConfig(model="probe", batch=24, **sett
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read the way Linux counts it")
 def test_estimate_against_the_measured_peak():
-    """A process of its own, warmed up by a tiny model: the growth of its peak, and the estimate at 0.85 to 1.6 times that.
+    """A process of its own, warmed up by a tiny model: the growth of its peak, and the estimate at 0.9 to 1.6 times that.
 
-    The estimate is 393 MB; the growth was 336 to 430 MB in thirty runs on one machine, as the allocator found more or less room in
+    The estimate is 393 MB; the growth was 337 to 387 MB in ten runs on one machine, as the allocator found more or less room in
     what the warm-up had left.
     """
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, timeout=300,
@@ -142,7 +142,7 @@ def test_estimate_against_the_measured_peak():
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     growth = result["peak_memory_bytes"] - result["memory_at_start_bytes"]
-    assert 0.85 < result["memory_estimate_bytes"] / growth < 1.6
+    assert 0.9 < result["memory_estimate_bytes"] / growth < 1.6
 
 
 def dry_run(capsys, **settings) -> tuple[int, dict, str]:

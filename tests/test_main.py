@@ -304,3 +304,9 @@ def test_every_command_that_the_texts_show_is_accepted(monkeypatch):
                 with pytest.raises(Parsed):
                     assert cli.main(argv) == 0, f"{page.name}: python -m minippo {command}"
     assert len(seen) > 20
+
+
+def test_a_command_keeps_freed_memory_whether_or_not_it_makes_a_trainer(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: calls.append(1))
+    assert cli.main(["report", "nowhere"]) == 2 and calls == [1]
