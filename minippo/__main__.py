@@ -14,12 +14,14 @@ import re
 import shlex
 import sys
 import traceback
+import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Callable, get_args, get_origin, get_type_hints
 
 import torch
 
+from .distributed import ProcessLost, rank, start
 from .fast import keep_freed_memory
 from .files.tokenizer import load_tokenizer
 from .gpt2 import GPT2
@@ -32,7 +34,7 @@ from .training.config import RunConfig, check_types, pick_device, pick_dtype, pl
 from .training.data import load_labelled, load_pairs, text_of
 from .training.run import load_policy, load_reward, train
 from .training.run_folder import model_source, read_record
-from .training.terminal import protect, say
+from .training.terminal import complain, protect, say
 
 
 def reader(kind: type, optional: bool = False) -> Callable:
@@ -178,7 +180,7 @@ def run_reward_model(argv: list[str]) -> None:
     add_flags(parser, reward_training.RewardModelConfig)
     given = vars(parse(parser, argv))
     config, out = build(reward_training.RewardModelConfig, given), place(given["out"], "--out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if rank() == 0 and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; choose another --out")
     if "pairs" in given:
         learn, examples = reward_training.train_on_pairs, [load_pairs(given["pairs"])]
@@ -237,6 +239,11 @@ def main(argv: list[str]) -> int:
     name = "demo" if not argv or argv[0].startswith("-") else argv[0]
     keep_freed_memory()                                             # pretraining and reward models, too: they make no trainer
     try:
+        if not start()[0]:                                              # one of several processes: the first one talks
+            sys.stdout = open(os.devnull, "w")
+            warnings.simplefilter("ignore")
+            if name not in ("demo", "train", "reward-model"):
+                return 0
         if name not in COMMANDS:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             raise ValueError(f"no command {name!r}" + (f"; did you mean {near[0]}?" if near else "")
@@ -248,13 +255,16 @@ def main(argv: list[str]) -> int:
         return 128 + stop.signum if stop.signum else 0
     except (RewardError, FloatingPointError, MemoryError) as error:         # the input was fine, the run was not
         if isinstance(error, RewardError) and error.__cause__ is not None:
-            say("".join(traceback.format_exception(error.__cause__)), "stderr")         # the user's own function: where it failed
-        say(f"error: {str(error) or type(error).__name__}", "stderr")
+            complain("".join(traceback.format_exception(error.__cause__)))         # the user's own function: where it failed
+        complain(f"error: {str(error) or type(error).__name__}")
         return 130 if isinstance(error.__cause__, KeyboardInterrupt) else 1
     except (ValueError, OSError) as error:
         text = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
-        say(f"error: {text or type(error).__name__}", "stderr")
+        complain(f"error: {text or type(error).__name__}")
         return 2
+    except ProcessLost as error:
+        complain(f"error: {error}")
+        return 1
 
 
 def program() -> None:

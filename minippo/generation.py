@@ -150,7 +150,7 @@ class Decoder:
 def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Sequence[int] = 20, min_new_tokens: int = 0,
              min_length: int = -1, do_sample: bool = True, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
              eos_token_id: int | None = None, pad_token_id: int | None = None, seed: int | None = None,
-             generator: torch.Generator | None = None) -> list[Tensor]:
+             generator: torch.Generator | None = None, rows: Sequence[int] | None = None) -> list[Tensor]:
     """Continue each query; returns the responses alone, a list of B 1-D int64 tensors on the model's device.
 
     A response ends with its first EOS, which is kept, or after `max_new_tokens`. The defaults sample from the model's own
@@ -164,6 +164,7 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
         eos_token_id: where a response ends; None never stops early.
         pad_token_id: accepted for the classic keyword dictionary and not needed: responses come back ragged.
         seed, generator: where the random numbers come from (CPU); with neither, torch's default generator.
+        rows: continue only these queries, each with the random numbers that it has among all (a process's share of the work).
 
     Raises:
         ValueError: for bad arguments, before anything runs; FloatingPointError: the model gave NaN logits.
@@ -177,17 +178,21 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
         raise ValueError("generate: give a seed or a generator, not both")
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
-    B, R, lengths = len(queries), max(limits), [len(query) for query in queries]
-    uniforms = torch.rand(B, R, generator=generator, dtype=torch.float32, device="cpu")
+    rows, R = range(len(queries)) if rows is None else rows, max(limits)
+    uniforms = torch.rand(len(queries), R, generator=generator, dtype=torch.float32, device="cpu")[list(rows)]
+    queries, limits, min_new = ([x[row] for row in rows] for x in (queries, limits, min_new))
+    if not queries:
+        return []
+    lengths = [len(query) for query in queries]
 
     with torch_modes(model.device, model.compute_dtype):
-        rows = torch.tensor([lengths, limits, min_new], device="cpu")                # (3, B)
-        padded, rows = upload([pad_right(queries), rows], model.device)
+        numbers = torch.tensor([lengths, limits, min_new], device="cpu")             # (3, B)
+        padded, numbers = upload([pad_right(queries), numbers], model.device)
         S = round_up(max(length + limit for length, limit in zip(lengths, limits)))
         snapshot = compute_snapshot(model)
-        decoder = decoder_for(model, snapshot, sampling, B, S, round_up(R))
-        decoder.reset(*rows, uniforms.to(model.device))
-        output = decoder.run(snapshot, padded, rows[0], R)
+        decoder = decoder_for(model, snapshot, sampling, len(queries), S, round_up(R))
+        decoder.reset(*numbers, uniforms.to(model.device))
+        output = decoder.run(snapshot, padded, numbers[0], R)
         table = torch.cat([output, decoder.failed_at[:, None]], 1).tolist()          # one host sync
 
         responses = []
@@ -196,7 +201,7 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
             end = min(end, limits[i])
             if failed_at < end:
                 raise FloatingPointError(
-                    f"generate: the model's logits are not finite at token {failed_at} of row {i}; its weights hold NaN or "
+                    f"generate: the model's logits are not finite at token {failed_at} of row {rows[i]}; its weights hold NaN or "
                     "infinity, or overflow in this precision: go back to an earlier checkpoint")
             responses.append(output[i, :end].clone())
         return responses

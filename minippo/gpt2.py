@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Context, causal_attention
+from .distributed import default_device
 from .fast import linear
 from .files.model_folder import find_model, read_config, read_weights, save_model
 
@@ -144,7 +145,7 @@ class GPT2(nn.Module):
         FileNotFoundError: no such folder or file; ValueError: a foreign or damaged file, named with what was expected.
         """
         folder = find_model(name_or_dir)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or default_device()
         config = GPT2Config(**read_config(folder))
         with torch.device("meta"):                                                # shapes without memory, for the file's tensors
             model = cls(config, dtype=dtype)

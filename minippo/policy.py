@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import hidden_states
+from .distributed import rank
 from .fast import TokenLogprobs, upload
 from .files.hub import push_folder
 from .files.model_folder import find_model, read_value_head, save_model
@@ -66,6 +67,8 @@ class GPT2WithValueHead(nn.Module):
 
     def save_pretrained(self, folder: str, tokenizer=None) -> None:
         """Write the model folder of transformers' layout, the value head in a file of its own; see files/model_folder.py."""
+        if rank() > 0:                                          # under torchrun the first process writes
+            return
         transformer, v_head = (dict(module.named_parameters()) for module in (self.transformer, self.v_head))
         save_model(folder, asdict(self.config), transformer, v_head, tokenizer)
 
@@ -92,10 +95,11 @@ class GPT2WithValueHead(nn.Module):
     def generate(self, queries: Sequence[Tensor], max_new_tokens: int | Sequence[int] = 20, min_new_tokens: int = 0,
                  min_length: int = -1, do_sample: bool = True, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, eos_token_id: int | None = None, pad_token_id: int | None = None,
-                 seed: int | None = None, generator: torch.Generator | None = None) -> list[Tensor]:
+                 seed: int | None = None, generator: torch.Generator | None = None,
+                 rows: Sequence[int] | None = None) -> list[Tensor]:
         """Continue each query; see generation.generate."""
         return generate(self.transformer, queries, max_new_tokens, min_new_tokens, min_length, do_sample, temperature, top_k,
-                        top_p, eos_token_id, pad_token_id, seed, generator)
+                        top_p, eos_token_id, pad_token_id, seed, generator, rows)
 
     def free_decoders(self) -> None:
         """Give back the memory that `generate` keeps for its next call; see generation.free_decoders."""

@@ -29,6 +29,7 @@ from typing import Callable, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
+from .distributed import check_same, in_place, interleave, of_each, share, start
 from .fast import prepare_models, training_modes
 from .files.checkpoint import load_state, save_state
 from .inputs import (check_models, check_pairs, check_ppo_config, check_precision, check_scores, check_temperature,
@@ -36,8 +37,6 @@ from .inputs import (check_models, check_pairs, check_ppo_config, check_precisio
 from .metrics import RunningMoments, Stopwatch, batch_stats, masked_mean, masked_var, masked_whiten, mean_of
 from .policy import GPT2WithValueHead, create_reference_model, evaluate_responses, response_kl
 
-
-# --- configuration --------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -86,8 +85,6 @@ class PPOConfig:
         check_ppo_config(self, kinds_of_kl=tuple(KL_PENALTIES))
 
 
-# --- KL reward ------------------------------------------------------------------------------------------------------
-
 KL_PENALTIES = {    # log-probabilities p under the policy, q under the reference (Schulman, "Approximating KL divergence", 2020)
     "kl": lambda p, q: p - q,                               # k1: right on average, negative for single tokens
     "abs": lambda p, q: (p - q).abs(),
@@ -131,8 +128,6 @@ def compute_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask
     return Rewards(non_score_reward + torch.where(mask, scores, 0.0), non_score_reward, kl)
 
 
-# --- advantages -----------------------------------------------------------------------------------------------------
-
 def compute_advantages(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16): all (B, R) -> advantages, returns, both (B, R).
 
@@ -151,8 +146,6 @@ def compute_advantages(values: Tensor, rewards: Tensor, mask: Tensor, gamma: flo
     returns = advantages + values                                           # before whitening: the values learn real returns
     return advantages, returns
 
-
-# --- losses ---------------------------------------------------------------------------------------------------------
 
 def ppo_loss(new_logprobs: Tensor, new_values: Tensor, logprobs: Tensor, values: Tensor, advantages: Tensor, returns: Tensor,
              mask: Tensor, cliprange: float = 0.2, cliprange_value: float = 0.2, vf_coef: float = 0.1,
@@ -206,8 +199,6 @@ def ppo_loss(new_logprobs: Tensor, new_values: Tensor, logprobs: Tensor, values:
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
-# --- KL controllers -------------------------------------------------------------------------------------------------
-
 class AdaptiveKLController:
     """Moves kl_coef in proportion to the error, at most 20 % per `horizon` responses (Ziegler et al. 2019, section 2.2)."""
 
@@ -227,8 +218,6 @@ class FixedKLController:
     def update(self, kl: float, n_steps: int) -> None:
         pass
 
-
-# --- the trainer ----------------------------------------------------------------------------------------------------
 
 @dataclass
 class Batch:
@@ -268,6 +257,7 @@ class PPOTrainer:
     def __init__(self, config: PPOConfig, model: GPT2WithValueHead, ref_model: GPT2WithValueHead | None = None,
                  tokenizer=None, optimizer: torch.optim.Optimizer | None = None, lr_scheduler=None):
         check_models(model, ref_model, optimizer, lr_scheduler)
+        self.is_main_process, self.world_size = start()                 # True and 1, unless torchrun started several processes
         self.config, self.model, self.tokenizer, self.lr_scheduler = config, model, tokenizer, lr_scheduler
         self.ref_model = create_reference_model(model) if ref_model is None else ref_model.eval().requires_grad_(False)
         self.trainable = [p for p in model.parameters() if p.requires_grad]
@@ -278,8 +268,9 @@ class PPOTrainer:
         self.generator = torch.Generator().manual_seed(config.seed)     # the only source of randomness, on every device
         self.eos_token_id = getattr(tokenizer, "eos_token_id", None)    # where responses end, unless generate is told another
         self.sampled_at = config.temperature                            # of the latest sampling; step() warns of another
-        self.steps_done = 0
-        self.warned_of_filters = False
+        self.steps_done, self.warned_of_filters = 0, False
+        check_same("configuration", config, model.config)
+        in_place("the weights", [*model.parameters(), *self.ref_model.parameters()], from_first=True)
         prepare_models(model, self.ref_model, config.gradient_checkpointing, config.compile)
 
     def generate(self, queries: Sequence[Tensor], return_prompt: bool = False, length_sampler: Callable[[], int] | None = None,
@@ -297,7 +288,10 @@ class PPOTrainer:
         if length_sampler is not None:
             kwargs["max_new_tokens"] = [int(length_sampler()) for _ in queries]
         self.warned_of_filters = self.warned_of_filters or warn_of_filters(kwargs)
-        responses = self.model.generate(queries, **kwargs)
+        own = self.model.generate(queries, rows=share(range(len(queries))), **kwargs)
+        check_same("queries", *queries)
+        each = of_each("the responses", own if self.world_size == 1 else [response.cpu() for response in own])
+        responses = [response.to(self.model.device) for response in interleave(each)]
         self.sampled_at = kwargs["temperature"] if kwargs.get("do_sample", True) else self.sampled_at
         return [torch.cat([torch.as_tensor(q).to(r), r]) for q, r in zip(queries, responses)] if return_prompt else responses
 
@@ -321,7 +315,10 @@ class PPOTrainer:
         batch = Batch(*check_pairs(queries, responses, self.model.config.vocab_size, self.model.config.n_positions),
                       check_temperature(config.temperature if temperature is None else temperature, self.sampled_at))
         generator, moments = self.generator.clone_state(), copy.copy(self.moments)
-        batch.scores = self.process_scores(check_scores(scores, batch.responses), batch.responses, moments)
+        scores = check_scores(scores, batch.responses)
+        check_same("queries and responses", *batch.queries, *batch.responses)
+        scores = of_each("the scores", scores)[0]                       # the first process's: a judge may not say the same twice
+        batch.scores = self.process_scores(scores, batch.responses, moments)
         epochs = [self.minibatches(batch, generator) for _ in range(config.ppo_epochs)]
         clock.lap("time/ppo/prepare")
 
@@ -337,7 +334,7 @@ class PPOTrainer:
         batch.advantages = masked_whiten(advantages, batch.mask)        # after the returns, and once over the batch
         clock.lap("time/ppo/compute_advantages")
 
-        stats = self.update(batch, [minibatch for minibatches in epochs for minibatch in minibatches])
+        stats = self.update(batch, [minibatch for epoch in epochs for minibatch in epoch])
         clock.lap("time/ppo/optimize_step")
         stats |= batch_stats(batch) | {"objective/kl_coef": self.kl_controller.value,
                                       "ppo/learning_rate": float(self.optimizer.param_groups[0]["lr"])}
@@ -360,39 +357,42 @@ class PPOTrainer:
             scores = (scores - moments.mean if config.use_score_norm else scores) / moments.std
         return scores if config.score_clip is None else scores.clamp(-config.score_clip, config.score_clip)
 
-    def minibatches(self, batch: Batch, generator: torch.Generator) -> list[list[list[int]]]:
-        """One epoch: minibatches of micro-batches of row numbers, shuffled; rows of like length share a micro-batch."""
+    def minibatches(self, batch: Batch, generator: torch.Generator) -> list[list[int]]:
+        """One epoch: minibatches of row numbers, shuffled; within each the rows are sorted by length."""
         lengths = [len(query) + len(response) for query, response in zip(batch.queries, batch.responses)]
         order = torch.randperm(len(lengths), generator=generator, device="cpu").tolist()
-        micro, minibatches = self.config.mini_batch_size, []
-        size = micro * self.config.gradient_accumulation_steps
-        for i in range(0, len(order), size):
-            rows = sorted(order[i:i + size], key=lengths.__getitem__)                       # little padding
-            minibatches.append([rows[j:j + micro] for j in range(0, len(rows), micro)])
-        return minibatches
+        size = self.config.mini_batch_size * self.config.gradient_accumulation_steps
+        return [sorted(order[i:i + size], key=lengths.__getitem__) for i in range(0, len(order), size)]
+
+    def micro_batches(self, minibatch: list[int]) -> list[list[int]]:
+        """What goes through the model at once: rows of like length share a micro-batch, so that there is little padding."""
+        rows, size = share(minibatch), self.config.mini_batch_size
+        return [rows[i:i + size] for i in range(0, len(rows), size)]
 
     @torch.no_grad()
-    def forward_pass(self, batch: Batch, minibatches: list[list[list[int]]]) -> None:
+    def forward_pass(self, batch: Batch, minibatches: list[list[int]]) -> None:
         """Fill in what policy and reference say of the responses. In the micro-batches of the first epoch: the same rows in the
         same shapes go through the same kernels, so the first minibatch's ratio is 1 to the last bit, in every precision."""
-        zeros = self.model.v_head.weight.new_zeros(len(batch.responses), max(map(len, batch.responses)))        # (B, R)
-        batch.mask = zeros.bool()
-        batch.logprobs, batch.ref_logprobs, batch.values = (zeros.clone() for _ in range(3))
-        batch.exact_kl = zeros.clone() if self.config.kl_penalty == "full" else None
-        for rows in (rows for minibatch in minibatches for rows in minibatch):
+        lengths = torch.tensor([[len(response)] for response in batch.responses], device="cpu")         # (B, 1)
+        batch.mask = (torch.arange(int(lengths.max()), device="cpu") < lengths).to(self.model.device)
+        full = self.config.kl_penalty == "full"
+        columns = self.model.v_head.weight.new_zeros(4 if full else 3, *batch.mask.shape)
+        batch.logprobs, batch.ref_logprobs, batch.values = columns[:3]                                  # views of it
+        batch.exact_kl = columns[3] if full else None
+        for rows in (rows for minibatch in minibatches for rows in self.micro_batches(minibatch)):
             queries, responses, index = batch.take(rows)
             with torch.set_grad_enabled(self.config.compile):           # a compiled block has another graph without gradients
                 policy = evaluate_responses(self.model, queries, responses, batch.temperature)
-            columns, width = (batch.logprobs, batch.values, batch.mask), policy.mask.shape[1]
-            for whole, part in zip(columns, (policy.logprobs, policy.values, policy.mask)):
-                whole[index, :width] = part.detach()
+            width = policy.mask.shape[1]
+            batch.logprobs[index, :width], batch.values[index, :width] = policy.logprobs.detach(), policy.values.detach()
             del policy                                                  # and with it the graph of a compiled block
             reference = evaluate_responses(self.ref_model, queries, responses, batch.temperature)
             batch.ref_logprobs[index, :width] = reference.logprobs
-            if batch.exact_kl is not None:
+            if full:
                 batch.exact_kl[index, :width] = response_kl(self.model, self.ref_model, queries, responses, batch.temperature)
+        in_place("the forward pass", [columns])                         # the rows of other processes were 0 so far
 
-    def update(self, batch: Batch, minibatches: list[list[list[int]]]) -> dict:
+    def update(self, batch: Batch, minibatches: list[list[int]]) -> dict:
         """The optimization: for each minibatch its gradient, the guards, an optimizer step. Returns means over those applied."""
         config, records, applied, ratios = self.config, [], [], []
         counts = {"ppo/updates": 0, "ppo/skipped": 0, "ppo/skipped_nonfinite": 0, "ppo/early_stopped": 0}
@@ -417,13 +417,14 @@ class PPOTrainer:
         ratio, mask = (torch.cat([x.flatten() for x in parts]).cpu() for parts in zip(*ratios))
         return mean_of(applied or records) | counts | {"ppo/policy/ratio": ratio[mask]}
 
-    def backward(self, batch: Batch, minibatch: list[list[int]]) -> tuple[dict, Tensor, list[tuple[Tensor, Tensor]]]:
+    def backward(self, batch: Batch, minibatch: list[int]) -> tuple[dict, Tensor, list[tuple[Tensor, Tensor]]]:
         """The gradient of a minibatch. Returns its statistics, the norm, and ratio and mask (b, R) of each micro-batch."""
         config, totals, ratios = self.config, [], []
-        n_tokens = sum(len(batch.responses[row]) for rows in minibatch for row in rows)
+        n_tokens = sum(len(batch.responses[row]) for row in minibatch)
         scale = 2.0 ** n_tokens.bit_length() if self.model.transformer.compute_dtype == torch.float16 else 1.0
         self.model.zero_grad()                                          # also of an interrupted step, or a backward() of yours
-        for rows in minibatch:
+        n_tokens = n_tokens if share(minibatch) else math.inf           # more processes than rows: this one's part of the sum is 0
+        for rows in self.micro_batches(minibatch) or [minibatch[:1]]:
             queries, responses, index = batch.take(rows)
             new = evaluate_responses(self.model, queries, responses, batch.temperature, entropy_grad=config.entropy_coef > 0)
             logprobs, values, advantages, returns = (
@@ -433,16 +434,18 @@ class PPOTrainer:
             (loss * scale).backward()                                   # fp16 has no numbers for a mean over many tokens
             totals.append(torch.stack(list(stats.values())))
             ratios.append(((new.logprobs.detach() - logprobs).exp(), new.mask))     # cut out later: indexing here would sync
-        gradients = [p.grad for p in self.trainable if p.grad is not None]
+        gradients, totals = [p.grad for p in self.trainable if p.grad is not None], torch.stack(totals).sum(0)
+        in_place("the gradient", [*gradients, totals])
         if scale != 1.0:
             torch._foreach_div_(gradients, scale)
         grad_norm = torch.nn.utils.get_total_norm(gradients)
-        numbers = torch.cat([torch.stack(totals).sum(0), grad_norm[None]]).tolist()     # the one host sync of a minibatch
+        numbers = torch.cat([totals, grad_norm[None]]).tolist()         # the one host sync of a minibatch
         return dict(zip([*stats, "ppo/grad_norm"], numbers)), grad_norm, ratios
 
     def save_checkpoint(self, folder: str) -> None:
         """Write all that the next step depends on; the folder is also a model folder that from_pretrained loads."""
-        save_state(folder, self)
+        if self.is_main_process:                                        # one of several processes
+            save_state(folder, self)
 
     def load_checkpoint(self, folder: str) -> None:
         """Continue from a checkpoint, on a CPU bit for bit. It is read and checked whole before anything here changes."""

@@ -95,7 +95,7 @@ def test_every_epoch_of_every_step_has_an_order_of_its_own_and_all_rows():
     trainer = PPOTrainer(PPOConfig(ppo_epochs=3, mini_batch_size=3), make_policy())
     batch = ppo.Batch([torch.zeros(1)] * 10, [torch.zeros(1)] * 10, 1.0)
     epochs = [trainer.minibatches(batch, trainer.generator) for _ in range(6)]
-    orders = [tuple(row for minibatch in epoch for rows in minibatch for row in rows) for epoch in epochs]
+    orders = [tuple(row for minibatch in epoch for row in minibatch) for epoch in epochs]
     assert len(set(orders)) == 6 and all(sorted(order) == list(range(10)) for order in orders)
 
 

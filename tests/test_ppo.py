@@ -237,7 +237,7 @@ def test_the_first_ratio_is_exactly_one(dtype, sizes):
     ratios = stats["ppo/policy/ratio"]
     other = PPOTrainer(PPOConfig(**sizes), make_policy())
     minibatches = other.minibatches(ppo.Batch(QUERIES, RESPONSES, 1.0), other.generator)
-    first = sum(len(RESPONSES[row]) for rows in minibatches[0] for row in rows)
+    first = sum(len(RESPONSES[row]) for row in minibatches[0])
     assert (ratios[:first] == 1).all() and not (ratios[first:] == 1).all()
 
 

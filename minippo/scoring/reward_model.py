@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import hidden_states
+from ..distributed import rank
 from ..fast import upload
 from ..files.model_folder import as_fp32, save_model
 from ..files.safetensors import read_safetensors
@@ -93,6 +94,8 @@ class RewardModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path, tokenizer=None) -> None:
         """Write the model folder, the head in a file of its own. In a folder that exists, other files stay as they are."""
+        if rank() > 0:                          # under torchrun the first process writes
+            return
         save_model(folder, asdict(self.config), dict(self.transformer.named_parameters()), card=MODEL_CARD,
                    tokenizer=tokenizer or self.tokenizer, more={HEAD_FILE: self.head_state()})
 

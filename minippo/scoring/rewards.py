@@ -21,6 +21,7 @@ from functools import partial
 from numbers import Real
 from pathlib import Path
 
+from ..distributed import ProcessLost, interleave, of_each, rank, share, speaks
 from .human import HumanReward, StopRun
 
 ScoreFn = Callable[[list[str], list[str]], list[float]]
@@ -99,23 +100,35 @@ def _finite(value, name, query):
 
 
 class Reward:
-    """A weighted sum of score functions, itself a score function. terms: [(weight, name, fn)]."""
+    """A weighted sum of score functions, itself a score function. terms: [(weight, name, fn)].
 
-    def __init__(self, terms: list[tuple[float, str, ScoreFn]]):
-        self.terms = terms
+    Of several processes each scores its share by reward models, or by all parts if `shared`; the rest the first one does alone.
+    """
+
+    def __init__(self, terms: list[tuple[float, str, ScoreFn]], shared: bool = False):
+        self.terms, self.shared = terms, shared
 
     def parts(self, queries: list[str], responses: list[str]) -> tuple[list[float], dict]:
         """Return the scores, and each part's own, unweighted ones: {name: B floats}."""
         parts = {}
         for _, name, score_fn in self.terms:
+            rows, what = range(len(queries)), f"the scores of {name}"
+            shared = self.shared or name.startswith("model:")
+            rows = share(rows) if shared else rows[:0 if rank() > 0 else len(rows)]
+            asked, answers = [queries[i] for i in rows], [responses[i] for i in rows]
             try:
-                scores = score_fn(list(queries), list(responses))       # copies: it may change them
-                parts[name] = check_scores(scores, name, queries)       # inside: may be a generator
-            except (StopRun, RewardError):
-                raise
+                scores = score_fn([*asked], answers) if rows else []    # copies: it may change them
+                scores = check_scores(scores, name, asked)              # inside: may be a generator
             except BaseException as error:                              # sys.exit(), too
+                speaks(), of_each(what, None)                           # it says why; the others end
+                if isinstance(error, (StopRun, RewardError)):
+                    raise
                 batch = f"a batch of {len(queries)}, the first query {''.join(queries[:1])!r:.80}"
                 raise RewardError(f"reward {name} raised {type(error).__name__}: {error} (scoring {batch})") from error
+            each = of_each(what, scores)
+            if None in each:
+                raise ProcessLost(f"process {each.index(None)} has no scores of {name}")
+            parts[name] = interleave(each) if shared else each[0]
         total = [sum(weight * parts[name][i] for weight, name, _ in self.terms) for i in range(len(queries))]
         return check_scores(total, " + ".join(parts), queries), parts
 
@@ -149,7 +162,7 @@ def _resolve(source, load_model, labels):
     """Return the score function that a source names."""
     kind, _, rest = source.partition(":")
     if source == "human":
-        return HumanReward(labels)
+        return HumanReward(labels) if rank() == 0 else None             # its file is the first process's
     if kind == "rule" and rest in RULES:
         return RULES[rest]
     if words := re.fullmatch("rule:length=([1-9][0-9]*)", source):
@@ -185,10 +198,10 @@ def own_functions(spec: str) -> list[str]:
     return [source for _, source, _ in _terms(spec) if _OWN.fullmatch(source)]
 
 
-def parse_reward(spec: str, load_model: Callable[[str], ScoreFn], labels: str | Path) -> Reward:
+def parse_reward(spec: str, load_model: Callable[[str], ScoreFn], labels: str | Path, shared: bool = False) -> Reward:
     """Make a Reward of terms `[number *] source`, joined by + or - with a space before it; ValueError shows the column.
 
-    load_model makes a score function of a model's DIR, in quotes where it has spaces; labels: the file of `human`.
+    load_model makes a score function of a model's DIR, in quotes where it has spaces; labels: the file of `human`; shared: see Reward.
     """
     terms = []
     for weight, source, column in _terms(spec):
@@ -196,4 +209,4 @@ def parse_reward(spec: str, load_model: Callable[[str], ScoreFn], labels: str | 
             terms.append((weight, source, _resolve(source, load_model, labels)))
         except ValueError as error:
             raise _spec_error(spec, column, error) from error
-    return Reward(terms)
+    return Reward(terms, shared)

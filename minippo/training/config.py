@@ -11,6 +11,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import torch
 
+from ..distributed import default_device
 from ..inputs import require
 from ..ppo import PPOConfig
 
@@ -64,6 +65,7 @@ class RunConfig:
     report_every: int = 10              # updates between writings of report.html
     one_line: bool = False              # print one line that is rewritten, not a line for each update
     quiet: bool = False                 # print warnings only
+    score_everywhere: bool = False      # several processes: own functions score a share on each, not all on the first one
     device: str | None = None           # cpu, cuda or cuda:1; none: CUDA where there is one
     dtype: str | None = None            # of the blocks: float32, bfloat16, float16; none: bfloat16 on a GPU, if it can
 
@@ -83,7 +85,7 @@ class RunConfig:
 def pick_device(name: str | None) -> torch.device:
     """The device of this name; None: CUDA where there is one. ValueError for one that is not there."""
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name) if name else default_device()
         torch.empty(1, device=device).tolist()                          # meta has shapes, but no numbers
     except (RuntimeError, AssertionError) as error:
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
@@ -101,7 +103,7 @@ def pick_dtype(name: str | None) -> torch.dtype | None:
 def differences(old: dict, new: dict) -> list[str]:
     """What a resumed run would compute otherwise than the run that it continues, in words; both as `describe` makes them."""
     # these reach the computation in no way, but for `steps` under a schedule, see open_folder
-    free = "run ppo prompts out steps save_every keep_checkpoints sample_every samples follow report_every one_line quiet".split()
+    free = "run ppo prompts out steps save_every keep_checkpoints sample_every samples follow report_every one_line quiet score_everywhere".split()
     old, new = ({**record, **record["run"], **record["ppo"]} for record in (old, new))
     names = sorted((old.keys() | new.keys()) - {*free})
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]

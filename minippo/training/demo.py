@@ -24,6 +24,7 @@ from textwrap import wrap
 
 import torch
 
+from ..distributed import of_each, rank
 from ..files.atomic import read_json, remove_leftovers, write_json, write_text
 from ..files.tokenizer import load_tokenizer
 from ..gpt2 import GPT2, GPT2Config
@@ -108,8 +109,11 @@ def plan_ppo(config: DemoConfig, out: Path) -> tuple[RunConfig, PPOConfig]:
 def run_stages(config: DemoConfig, out: Path, run: RunConfig, ppo: PPOConfig) -> Result:
     """Make what is not there yet; folders appear whole, and the last stage continues by itself."""
     for make, folder in ((make_writer, out / "pretrained"), (make_reward_model, out / "reward-model")):
-        say(f"{folder} is there already") if folder.exists() else make(config, out)
-    write_text(run.prompts, "\n".join(review_queries(2000, seed=4 * config.seed + 2)))
+        there = of_each(str(folder), folder.exists())[0]        # also a wait: until the first process has written the one before
+        say(f"{folder} is there already") if there else make(config, out)
+    if rank() == 0:
+        write_text(run.prompts, "\n".join(review_queries(2000, seed=4 * config.seed + 2)))
+    of_each(run.prompts, None)
     judge = RewardModel.from_pretrained(out / "reward-model", pick_device(config.device), pick_dtype(config.dtype))
     reward = Reward([(1.0, f"model:{out / 'reward-model'}", judge.score), (0.0, f"{__name__}:true_scores", true_scores)])
     return train(run, ppo, resume=True, score_fn=reward)
@@ -158,16 +162,18 @@ def run_demo(config: DemoConfig) -> int:
         raise ValueError(f"{noted} is not what a demo notes; choose another --out")
     if changed := [f"{name}: {begun.get(name)!r} -> {value!r}" for name, value in settings.items() if begun.get(name) != value]:
         raise ValueError(f"{out} holds a demo with other settings (then -> now): {'; '.join(changed)}; choose another --out")
-    check_folder(out, OURS, noted.exists(), "demo's folder")
+    if rank() == 0:
+        check_folder(out, OURS, noted.exists(), "demo's folder")
     torch.set_num_threads(1)            # the numbers must not depend on the number of cores; tiny products gain nothing by more
     try:
         with lock(out):
-            remove_leftovers(out, OURS)
-            write_json(noted, settings)
+            if rank() == 0:
+                remove_leftovers(out, OURS)
+                write_json(noted, settings)
             result = run_stages(config, out, run, ppo)
         if result.status:
             say("the same command continues from there")
-        else:
+        elif rank() == 0:
             table = compare(config, out, result.checkpoint)
             say(f"\n{table}\n\n{time.monotonic() - start:.0f} seconds; look at {Path(config.out, 'ppo', 'report.html')}")
     finally:

@@ -19,7 +19,7 @@ def traces(trainer: PPOTrainer, tokenizer: Tokenizer, followed: list[dict], step
     config = trainer.config
     queries, responses = ([torch.tensor(pair[name]) for pair in followed] for name in ("query", "response"))
     batch = Batch(queries, responses, config.temperature, torch.tensor([pair["score"] for pair in followed]))
-    trainer.forward_pass(batch, [[[row] for row in range(len(followed))]])
+    trainer.forward_pass(batch, [[row] for row in range(len(followed))])
     rewards, _, kl = compute_rewards(batch.scores, batch.logprobs, batch.ref_logprobs, batch.mask, trainer.kl_controller.value,
                                      config.kl_penalty, batch.exact_kl)
     advantages, returns = compute_advantages(batch.values, rewards, batch.mask, config.gamma, config.lam)

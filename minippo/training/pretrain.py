@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..distributed import in_place, share, start
 from ..gpt2 import GPT2
 from ..inputs import require
 from .data import check_vocabulary, split
@@ -77,6 +78,7 @@ def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfi
     if config.block_size > model.config.n_positions:
         raise ValueError(f"pretrain: block_size {config.block_size} is more than the model's {model.config.n_positions} positions")
     check_vocabulary(tokenizer, model.config.vocab_size, "pretrain")
+    start()
     generator = torch.Generator().manual_seed(config.seed)
     training, held_out = split(texts, config.held_out, generator)
     stream, starts = (x.to(model.device) for x in pack(tokenizer, training, config.block_size))
@@ -86,13 +88,15 @@ def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfi
 
     progress, losses = Progress("pretraining", config.steps), []
     for step, batch in enumerate(order.split(config.batch_size)):
-        loss = rows_loss(model, stream, starts[batch], config.block_size)
+        optimizer.zero_grad()
+        rows = share(batch)
+        loss = rows_loss(model, stream, starts[rows if len(rows) else batch[:1]], config.block_size) * (len(rows) / len(batch))
+        loss.backward()
+        in_place("the gradient", [*(p.grad for p in model.parameters()), loss])
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(f"pretrain: the loss is {losses[-1]} at step {step + 1}; lower learning_rate")
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, config)
-        optimizer.zero_grad()
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # the first steps of a fresh model are steep
         optimizer.step()
         progress.show(step + 1, f"loss {losses[-1]:.3f}")

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..distributed import in_place, share, start
 from ..inputs import require
 from ..scoring.reward_model import RewardModel
 from .data import split
@@ -107,6 +108,7 @@ def preference_loss(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def train(model: RewardModel, examples: list[Example], config: RewardModelConfig) -> Result:
     """The one loop behind train_on_pairs and train_on_labels."""
     started = time.monotonic()
+    start()
     generator = torch.Generator().manual_seed(config.seed)
     training, held_out = split(examples, config.held_out, generator)
     sequences = [[model.encode(text, config.max_tokens) for text in example.texts] for example in training]
@@ -119,14 +121,16 @@ def train(model: RewardModel, examples: list[Example], config: RewardModelConfig
 
     progress = Progress("reward model", len(schedule))
     for step, batch in enumerate(schedule):
-        scores = model([tokens for i in batch for tokens in sequences[i]]).view(len(batch), -1)
-        labels = torch.tensor([training[i].label for i in batch], device=model.device)
-        loss = preference_loss(scores, labels)[0].mean()
+        optimizer.zero_grad()
+        rows = share(batch) or batch[:1]                           # more processes than rows: this one's part of the sum is 0
+        scores = model([tokens for i in rows for tokens in sequences[i]]).view(len(rows), -1)
+        labels = torch.tensor([training[i].label for i in rows], device=model.device)
+        loss = preference_loss(scores, labels)[0].mean() * (len(share(batch)) / len(batch))
+        loss.backward()
+        in_place("the gradient", [*(p.grad for p in model.parameters()), loss])
         if not math.isfinite(value := loss.item()):
             raise FloatingPointError(f"reward model: the loss is {value} at step {step + 1}; lower learning_rate")
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / len(schedule))
-        optimizer.zero_grad()
-        loss.backward()
         optimizer.step()
         progress.show(step + 1, f"loss {value:.3f}")
 

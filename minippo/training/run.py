@@ -19,6 +19,7 @@ from typing import NamedTuple, NoReturn
 
 import torch
 
+from ..distributed import of_each, rank, world_size
 from ..files.atomic import write_json
 from ..files.checkpoint import load_state
 from ..files.tokenizer import load_tokenizer
@@ -40,12 +41,17 @@ class Stop:
     """The first signal is remembered until the update is over; a second one ends the process at once."""
     signum, asked = None, 0
 
+    def agreed(self) -> bool:
+        """Whether to stop now: on all processes after the same update."""
+        self.signum = max(of_each("the next update", self.signum or 0)) or None
+        return self.signum is not None
+
     def __call__(self, signum: int, frame) -> None:
         self.asked += signal.Signals(signum).name != "SIGHUP"           # which comes more than once, or with a SIGTERM
-        if self.asked > 1:
+        if self.asked > 1 and world_size() == 1:                        # torchrun repeats what a terminal has sent already
             os._exit(128 + signum)                                      # every file is whole at any moment
         self.signum = self.signum or signum
-        if sys.stderr is not None:                                      # else 2 may be the number of any file
+        if sys.stderr is not None and rank() == 0:                      # else 2 may be the number of any file
             with suppress(OSError):                                     # print is not reentrant
                 os.write(2, b"\nfinishing this update, then saving; a second signal stops at once\n")
 
@@ -60,7 +66,7 @@ class Result(NamedTuple):
 def update_report(out: Path, live: int = 0) -> None:
     """Write report.html; without one the run is as good as with one. live: see write_report."""
     try:
-        if (out / "metrics.jsonl").stat().st_size:
+        if rank() == 0 and (out / "metrics.jsonl").stat().st_size:
             write_report(out, live=live)
     except Exception as error:
         warn(f"no report: {error!r}")
@@ -112,7 +118,7 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
             warn(f"no checkpoint of update {trainer.steps_done}: {error}; {where_saved(job.out)}")
 
     try:
-        while trainer.steps_done < run.steps and stop.signum is None:
+        while trainer.steps_done < run.steps and not stop.agreed():
             batch, generator = {}, trainer.generator.get_state()
             metrics, samples = run_update(job, state, batch)
             if metrics["ppo/skipped_nonfinite"]:
@@ -147,9 +153,9 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
     return Result(128 + stop.signum if stop.signum else 0, trainer.steps_done, next(reversed(checkpoints(job.out)), None))
 
 
-def load_reward(spec: str, device: torch.device, dtype: torch.dtype | None, labels: Path) -> Reward:
+def load_reward(spec: str, device: torch.device, dtype: torch.dtype | None, labels: Path, shared: bool = False) -> Reward:
     """The reward that `spec` describes, its reward models on `device`; labels: the file for a person's ratings."""
-    return parse_reward(spec, lambda folder: RewardModel.from_pretrained(place(folder, "model:"), device, dtype).score, labels)
+    return parse_reward(spec, lambda folder: RewardModel.from_pretrained(place(folder, "model:"), device, dtype).score, labels, shared)
 
 
 def load_policy(source: str, device: torch.device, dtype: torch.dtype | None) -> tuple:
@@ -162,8 +168,8 @@ def load_policy(source: str, device: torch.device, dtype: torch.dtype | None) ->
 def prepare(run: RunConfig, config: PPOConfig, texts: list[str], source: str, score_fn: ScoreFn | None) -> Job:
     """Load reward and model. texts: the prompts; source: what to load the policy from."""
     out, device, dtype = Path(run.out), torch.device(run.device), pick_dtype(run.dtype)
-    reward = score_fn or load_reward(run.reward, device, dtype, out / "labels.jsonl")
-    reward = reward if isinstance(reward, Reward) else Reward([(1.0, run.reward, score_fn)])
+    reward = score_fn or load_reward(run.reward, device, dtype, out / "labels.jsonl", run.score_everywhere)
+    reward = reward if isinstance(reward, Reward) else Reward([(1.0, run.reward, score_fn)], run.score_everywhere)
     tokenizer, model = load_policy(source, device, dtype)
     prompts = [tokenizer.encode(text) for text in texts]
     limit, cut = span(run.max_new_tokens)[1], span(run.query_tokens or sys.maxsize)[1]
@@ -190,12 +196,15 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
     run = replace(run, device=str(pick_device(run.device)), out=str(place(run.out, "--out")))
     out, prompts = Path(run.out), read_bytes(run.prompts)
     texts, record = load_prompts(run.prompts, prompts), describe(run, config, prompts)
-    check_folder(out, OURS, bool(read_record(out)), "run's folder")
+    if rank() == 0:
+        check_folder(out, OURS, bool(read_record(out)), "run's folder")
     with lock(out):
-        checkpoint = open_folder(out, record, resume, allow_config_change)
+        checkpoint = open_folder(out, record, resume, allow_config_change) if rank() == 0 else None
+        checkpoint = of_each("the run's folder", checkpoint)[0]
         job = prepare(run, config, texts, str(checkpoint or model_source(run.model)), score_fn)
         state = RunState() if checkpoint is None else RunState(**load_state(checkpoint, job.trainer))
-        write_json(out / "config.json", record)
+        if rank() == 0:
+            write_json(out / "config.json", record)
         logs = {name: Log(out / name, state.sizes.get(name, 0)) for name in LOGS}
         stop, talk = Stop(), say if not (run.quiet or run.one_line) else lambda text: None
         talk(f"{run.model} on {run.device}, {len(texts)} prompts, {run.reward}; updates: {job.trainer.steps_done}/{run.steps}")

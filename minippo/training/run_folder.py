@@ -25,6 +25,7 @@ from weakref import WeakSet
 
 from torch import Tensor
 
+from ..distributed import rank
 from ..files.atomic import TEMPORARY, beside, read_json, remove_leftovers
 from ..files.checkpoint import save_state, verify_folder
 from ..ppo import PPOTrainer
@@ -68,7 +69,7 @@ class Log:
 
     def __init__(self, path: Path, size: int):
         self.path, self.waiting, self.warned = path, b"", False
-        self.file = open(path, "ab", buffering=0)
+        self.file = open(path if rank() == 0 else os.devnull, "ab", buffering=0)
         if self.file.seek(0, os.SEEK_END) > size:                       # updates that will be done again, or half a line
             self.file.truncate(size)
 
@@ -93,7 +94,10 @@ class Log:
 
 @contextmanager
 def lock(out: Path) -> Iterator[None]:
-    """Keep other runs out of this folder; the lock ends with the process, however it ends."""
+    """Keep other runs out of this folder; the lock ends with the process, however it ends. Of several the first one has it."""
+    if rank() > 0:
+        yield
+        return
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file; the run needs a folder: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -192,7 +196,9 @@ def model_source(name: str) -> str:
 
 
 def save(out: Path, trainer: PPOTrainer, state: RunState, logs: dict[str, Log], keep: int) -> None:
-    """Write a checkpoint, then remove the oldest; OSError leaves the old ones as they were."""
+    """Write a checkpoint, then remove the oldest; OSError leaves the old ones as they were. The first process does it."""
+    if rank() > 0:
+        return
     state.sizes = {name: log.write([], sync=True) for name, log in logs.items()}    # before the checkpoint that counts on them
     folder = out / f"checkpoint-{trainer.steps_done:06d}"
     if not (out / "config.json").exists():

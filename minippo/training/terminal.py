@@ -1,4 +1,6 @@
-"""What is printed: lines, warnings, progress, updates. Printing never ends a run, and text never steers a terminal."""
+"""What is printed: lines, warnings, progress, updates. Printing never ends a run, and text never steers a terminal.
+
+Of several processes the first one talks; of those that end with an error, the first to do so."""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 
+from ..distributed import rank, speaks
 from ..scoring.human import visible
 
 
@@ -20,11 +23,18 @@ def write(stream, text: str) -> None:
 
 def say(text: str, stream: str = "stdout") -> None:
     """Print lines of text, whoever wrote what is in them: a model, a file, a folder."""
-    write(getattr(sys, stream), visible(text, keep="\n\t") + "\n")
+    if rank() == 0:
+        write(getattr(sys, stream), visible(text, keep="\n\t") + "\n")
 
 
 def warn(text: str) -> None:
     say(f"warning: {text}", "stderr")
+
+
+def complain(text: str) -> None:
+    """Say why a command ends, unless another process has said why it does."""
+    if speaks():
+        write(sys.stderr, visible(text, keep="\n\t") + "\n")
 
 
 class Stream:
@@ -71,7 +81,8 @@ class Progress:
 
     def write(self, line: str, last: bool) -> None:
         text = f"\r{line:<79}" if self.terminal else line               # blanks wipe what a longer line has left
-        write(sys.stdout, text + "\n" * (last or not self.terminal))
+        if rank() == 0:
+            write(sys.stdout, text + "\n" * (last or not self.terminal))
 
 
 def status_line(metrics: dict, steps: int, seconds_left: float) -> str:

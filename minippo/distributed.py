@@ -1,0 +1,100 @@
+"""One batch on several processes, which together compute what one computes: `torchrun --nproc-per-node 4 script.py`.
+
+Every process holds the whole batch, all random numbers and all weights. Shared out are decoding, forward and backward passes:
+each fills in its rows of zeros, or has the gradient of its rows, and their sum is what one process would have. What follows,
+from whitening to clipping, each computes from the same numbers. Without torchrun nothing happens here.
+"""
+
+import atexit
+import hashlib
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET = 2**24          # numbers sent at once, 64 MB in fp32: few calls, little memory for their copy
+
+
+class ProcessLost(RuntimeError):
+    """Another process has ended, which says why itself, or did not come in time."""
+
+
+def start() -> tuple[bool, int]:
+    """Join the processes that torchrun started, once; returns whether this is the first one, and how many there are."""
+    global store
+    if dist.is_available() and dist.is_torchelastic_launched() and not dist.is_initialized():
+        timeout = timedelta(seconds=float(os.environ.get("MINIPPO_TIMEOUT", 1800)))             # that one waits for another
+        store, number, n = next(dist.rendezvous("env://", timeout=timeout))
+        if cuda := default_device().type == "cuda":
+            torch.cuda.set_device(default_device())
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=number, world_size=n, timeout=timeout)
+        atexit.register(dist.destroy_process_group)
+        check_same("version of minippo", *(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
+    return rank() == 0, world_size()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:                                          # 0 prints and writes
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def speaks() -> bool:                                       # the first of those that end says why, the others say nothing
+    return world_size() == 1 or store.compare_set("minippo/speaker", "", str(rank())).decode() == str(rank())
+
+
+def default_device() -> torch.device:                       # CUDA where there is one, another one for each process
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def share(rows: Sequence) -> Sequence:                      # may be empty: more processes than rows
+    return rows[rank()::world_size()]
+
+
+def interleave(each: list[Sequence]) -> list:
+    """All rows in their order, from the shares of each process."""
+    return [each[i % len(each)][i // len(each)] for i in range(sum(map(len, each)))]
+
+
+def together(what: str, collective: Callable, *args) -> None:
+    """What all processes must call; ProcessLost where one does not."""
+    try:
+        collective(*args)
+    except RuntimeError as error:
+        raise ProcessLost(f"process {rank()} of {world_size()} waited for {what}, and another one has ended or not come in time "
+                          f"({str(error).splitlines()[0]:.100})") from error
+
+
+def of_each(what: str, thing: Any) -> list:
+    """What every process has, in their order: something small."""
+    things = [thing] * world_size()
+    if len(things) > 1:
+        together(what, dist.all_gather_object, things, thing)
+    return things
+
+
+def check_same(what: str, *things: Any) -> None:
+    """ValueError where the processes differ in these tensors, or in the repr of these things."""
+    plain = [x.tolist() if isinstance(x, Tensor) else x for x in things if world_size() > 1]
+    if len(set(of_each(what, hashlib.sha256(repr(plain).encode()).digest()))) > 1:
+        raise ValueError(f"the processes differ in their {what}: give all the same, and seed what you draw at random")
+
+
+def in_place(what: str, tensors: list[Tensor], from_first: bool = False) -> None:
+    """The sum over all processes, the same everywhere to the last bit, or the first one's numbers; small tensors go together."""
+    buckets: list[list[Tensor]] = [[]]
+    for tensor in tensors if world_size() > 1 else []:
+        if tensor.numel() + sum(x.numel() for x in buckets[-1]) > BUCKET:
+            buckets.append([])
+        buckets[-1].append(tensor.detach())
+    for bucket in filter(None, buckets):
+        flat = torch.cat([tensor.flatten() for tensor in bucket])
+        together(what, *((dist.broadcast, flat, 0) if from_first else (dist.all_reduce, flat)))
+        for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket])):
+            tensor.copy_(part.view(tensor.shape))
