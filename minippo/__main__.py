@@ -21,7 +21,7 @@ from typing import Callable, get_args, get_origin, get_type_hints
 
 import torch
 
-from .distributed import ProcessLost, rank, start
+from .distributed import ProcessLost, rank, speaks, start
 from .fast import keep_freed_memory
 from .files.tokenizer import load_tokenizer
 from .gpt2 import GPT2
@@ -242,7 +242,7 @@ def main(argv: list[str]) -> int:
         if not start()[0]:                                              # one of several processes: the first one talks
             sys.stdout = open(os.devnull, "w")
             warnings.simplefilter("ignore")
-            if name not in ("demo", "train", "reward-model"):
+            if name not in ("demo", "train", "reward-model", "bench"):
                 return 0
         if name not in COMMANDS:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -264,7 +264,7 @@ def main(argv: list[str]) -> int:
         return 2
     except ProcessLost as error:
         complain(f"error: {error}")
-        return 1
+        return int(speaks())                                        # the other one's status counts
 
 
 def program() -> None:

@@ -29,6 +29,7 @@ def start() -> tuple[bool, int]:
     if dist.is_available() and dist.is_torchelastic_launched() and not dist.is_initialized():
         timeout = timedelta(seconds=float(os.environ.get("MINIPPO_TIMEOUT", 1800)))             # that one waits for another
         store, number, n = next(dist.rendezvous("env://", timeout=timeout))
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)      # of this start, not of one before
         if cuda := default_device().type == "cuda":
             torch.cuda.set_device(default_device())
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=number, world_size=n, timeout=timeout)
@@ -57,8 +58,7 @@ def share(rows: Sequence) -> Sequence:                      # may be empty: more
     return rows[rank()::world_size()]
 
 
-def interleave(each: list[Sequence]) -> list:
-    """All rows in their order, from the shares of each process."""
+def interleave(each: list[Sequence]) -> list:               # what of_each has of all shares, as the rows lay before
     return [each[i % len(each)][i // len(each)] for i in range(sum(map(len, each)))]
 
 
@@ -67,8 +67,7 @@ def together(what: str, collective: Callable, *args) -> None:
     try:
         collective(*args)
     except RuntimeError as error:
-        raise ProcessLost(f"process {rank()} of {world_size()} waited for {what}, and another one has ended or not come in time "
-                          f"({str(error).splitlines()[0]:.100})") from error
+        raise ProcessLost(f"process {rank()} of {world_size()} waited for {what}: another one has ended or is late ({error!s:.99})") from error
 
 
 def of_each(what: str, thing: Any) -> list:

@@ -139,6 +139,12 @@ class Alignment(NamedTuple):
         return flat.index_put((self.response_index,), x).view(self.mask.shape)
 
 
+def response_mask(responses: list[Tensor]) -> Tensor:
+    """(B, R) bool on the CPU: the real tokens of ragged responses."""
+    lengths = torch.tensor([len(response) for response in responses], device="cpu")[:, None]                    # (B, 1)
+    return torch.arange(int(lengths.max()), device="cpu") < lengths
+
+
 def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) -> Alignment:
     """The alignment rule for ragged rows; for one pair it is a slice, hidden[len(query) - 1 : len(query) - 1 + len(response)].
 
@@ -150,7 +156,7 @@ def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) 
     input_mask = position < query_lengths + response_lengths - 1                            # (B, T-1): all but the last token
     in_query = position < query_lengths
     predicts = input_mask & (position >= query_lengths - 1)                                 # query_length - 1 + t
-    mask = torch.arange(int(response_lengths.max()), device="cpu") < response_lengths       # (B, R)
+    mask = response_mask(responses)                                                         # (B, R)
     tokens = torch.zeros(input_mask.shape, dtype=torch.long, device="cpu")
     tokens[in_query] = torch.cat(queries)
     tokens[input_mask & ~in_query] = torch.cat([response[:-1] for response in responses])

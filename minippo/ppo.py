@@ -35,7 +35,7 @@ from .files.checkpoint import load_state, save_state
 from .inputs import (check_models, check_pairs, check_ppo_config, check_precision, check_scores, check_temperature,
                      penalise_missing_eos, warn_of_filters, warn_of_negative_kl)
 from .metrics import RunningMoments, Stopwatch, batch_stats, masked_mean, masked_var, masked_whiten, mean_of
-from .policy import GPT2WithValueHead, create_reference_model, evaluate_responses, response_kl
+from .policy import GPT2WithValueHead, create_reference_model, evaluate_responses, response_kl, response_mask
 
 
 @dataclass(frozen=True)
@@ -300,8 +300,7 @@ class PPOTrainer:
              temperature: float | None = None) -> dict:
         """One PPO iteration on B >= 1 scored responses. Bad input raises before anything changes.
 
-        An error or Ctrl+C later leaves the optimizer steps that were taken, and all else as it was: call it again, or go back
-        to a checkpoint.
+        An error or Ctrl+C later leaves the optimizer steps that were taken, and all else as it was.
 
         Args:
             queries, responses: B non-empty 1-D token tensors each; responses without the query.
@@ -373,8 +372,7 @@ class PPOTrainer:
     def forward_pass(self, batch: Batch, minibatches: list[list[int]]) -> None:
         """Fill in what policy and reference say of the responses. In the micro-batches of the first epoch: the same rows in the
         same shapes go through the same kernels, so the first minibatch's ratio is 1 to the last bit, in every precision."""
-        lengths = torch.tensor([[len(response)] for response in batch.responses], device="cpu")         # (B, 1)
-        batch.mask = (torch.arange(int(lengths.max()), device="cpu") < lengths).to(self.model.device)
+        batch.mask = response_mask(batch.responses).to(self.model.device)
         full = self.config.kl_penalty == "full"
         columns = self.model.v_head.weight.new_zeros(4 if full else 3, *batch.mask.shape)
         batch.logprobs, batch.ref_logprobs, batch.values = columns[:3]                                  # views of it

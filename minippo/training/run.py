@@ -43,8 +43,9 @@ class Stop:
 
     def agreed(self) -> bool:
         """Whether to stop now: on all processes after the same update."""
-        self.signum = max(of_each("the next update", self.signum or 0)) or None
-        return self.signum is not None
+        agreed = max(of_each("the next update", self.signum or 0))      # one that comes meanwhile is for the next time
+        self.signum = agreed or self.signum
+        return agreed > 0
 
     def __call__(self, signum: int, frame) -> None:
         self.asked += signal.Signals(signum).name != "SIGHUP"           # which comes more than once, or with a SIGTERM
