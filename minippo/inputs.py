@@ -27,7 +27,7 @@ def require(settings, names: str, wanted: str, holds: Callable[[float], bool], o
 
 def check_ppo_config(config, kinds_of_kl: tuple[str, ...]) -> None:
     """ValueError for a PPOConfig that no step can work with."""
-    require(config, "batch_size mini_batch_size gradient_accumulation_steps ppo_epochs", "a whole number above 0",
+    require(config, "batch_size mini_batch_size gradient_accumulation_steps ppo_epochs group_size", "a whole number above 0",
             lambda x: isinstance(x, int) and x > 0)
     require(config, "seed", "a whole number of at most 63 bits", lambda x: isinstance(x, int) and abs(x) < 2**63)
     require(config, "adam_eps target horizon cliprange cliprange_value ratio_threshold target_kl temperature", "a number above 0",
@@ -37,6 +37,13 @@ def check_ppo_config(config, kinds_of_kl: tuple[str, ...]) -> None:
     require(config, "max_grad_norm score_clip missing_eos_penalty", "None or a number above 0", lambda x: x > 0, optional=True)
     if config.kl_penalty not in kinds_of_kl:
         raise ValueError(f"PPOConfig: kl_penalty must be one of {', '.join(kinds_of_kl)}; got {config.kl_penalty!r}")
+    if config.advantage not in ("gae", "reinforce", "rloo", "grpo"):
+        raise ValueError(f"PPOConfig: advantage must be gae, reinforce, rloo or grpo; got {config.advantage!r}")
+    if config.advantage in ("rloo", "grpo") and config.group_size < 2:
+        raise ValueError(f"PPOConfig: {config.advantage} compares responses to the same query: group_size must be 2 or more, got "
+                         f"{config.group_size}")
+    if config.batch_size % config.group_size:
+        raise ValueError(f"PPOConfig: batch_size {config.batch_size} is not a multiple of group_size {config.group_size}")
     if config.use_score_norm and not config.use_score_scaling:
         raise ValueError("PPOConfig: use_score_norm needs use_score_scaling=True; alone it would do nothing")
 
@@ -82,6 +89,16 @@ def check_pairs(queries: Sequence, responses: Sequence, vocab_size: int, n_posit
             raise ValueError(f"queries[{i}] and responses[{i}] have {len(query)} + {len(response)} tokens together, but the "
                              f"model has {n_positions} positions; does the response repeat the query?")
     return queries, responses
+
+
+def check_groups(queries: list[Tensor], group_size: int) -> None:
+    """ValueError where group_size neighbours do not have one query."""
+    if len(queries) % group_size:
+        raise ValueError(f"expected groups of {group_size} responses to one query (PPOConfig.group_size), got {len(queries)} responses")
+    for i, query in enumerate(queries):
+        if not torch.equal(query, queries[i - i % group_size]):
+            raise ValueError(f"queries[{i}] differs from queries[{i - i % group_size}], but group_size is {group_size}: repeat each "
+                             "query that often, one behind the other")
 
 
 def check_scores(scores: Sequence | Tensor, responses: list[Tensor]) -> Tensor:

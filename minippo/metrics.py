@@ -66,6 +66,11 @@ class RunningMoments:
         self.mean += delta * n / total
         self.count = total
 
+    def scale(self, x: Tensor, center: bool) -> Tensor:
+        """Take x in, and return it over the standard deviation of all so far, less their mean if asked to."""
+        self.update(x)
+        return (x - self.mean if center else x) / self.std
+
     @property
     def std(self) -> float:
         """With n - 1; 1 while all scores were equal, so that a constant score is not blown up."""
@@ -73,13 +78,18 @@ class RunningMoments:
         return std if std > 0 else 1.0
 
 
-def batch_stats(batch) -> dict:
+def group_stats(scores: Tensor, size: int) -> dict[str, Tensor]:
+    """How the scores (B,) differ within the groups of responses to one query; where they do not, there is only KL to learn from."""
+    groups = scores.view(-1, size)
+    return {"ppo/groups/std_scores": groups.std(1).mean(), "ppo/groups/equal": (groups == groups[:, :1]).all(1).float().mean()}
+
+
+def batch_stats(batch, config) -> dict:
     """Statistics of the batch before the update. KL here is k1, summed over a response, whatever the penalty kind."""
     mask, returns = batch.mask, batch.returns
     kl = torch.where(mask, batch.logprobs - batch.ref_logprobs, 0.0).sum(1)                 # (B,)
     scores = batch.scores.to(mask.device)
     scores = scores if scores.dim() == 1 else scores.sum(1)                                 # (B,)
-    unexplained, variance = masked_var(returns - batch.values, mask), masked_var(returns, mask)
     scalars = {
         "objective/kl": kl.mean(),
         "objective/entropy": torch.where(mask, -batch.logprobs, 0.0).sum(1).mean(),         # sampled; per response
@@ -87,12 +97,16 @@ def batch_stats(batch) -> dict:
         "ppo/mean_non_score_reward": masked_mean(batch.non_score_reward, mask),
         "ppo/mean_scores": scores.mean(),
         "ppo/std_scores": std(scores),
-        "ppo/returns/mean": masked_mean(returns, mask),
-        "ppo/returns/var": variance,
-        "ppo/val/mean": masked_mean(batch.values, mask),
-        "ppo/val/var": masked_var(batch.values, mask),
-        "ppo/val/var_explained": torch.where(variance > 0, 1 - unexplained / variance, 0.0),    # by the values of the rollout
     }
+    if config.group_size > 1:
+        scalars |= group_stats(scores, config.group_size)
+    if config.advantage == "gae":                                                           # there is a critic
+        unexplained, variance = masked_var(returns - batch.values, mask), masked_var(returns, mask)
+        scalars |= {"ppo/returns/mean": masked_mean(returns, mask),
+                    "ppo/returns/var": variance,
+                    "ppo/val/mean": masked_mean(batch.values, mask),
+                    "ppo/val/var": masked_var(batch.values, mask),
+                    "ppo/val/var_explained": torch.where(variance > 0, 1 - unexplained / variance, 0.0)}  # by the rollout's values
     stats = dict(zip(scalars, torch.stack(list(scalars.values())).tolist()))                # one host sync
     for name, sequences in (("queries", batch.queries), ("responses", batch.responses)):
         lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.float64, device="cpu")
@@ -127,6 +141,10 @@ METRICS = [
     Metric("ppo/std_scores", "Score spread", "standard deviation of the scores in a batch", "std(scores) with n - 1",
            "Above 0; shrinks slowly as the responses become good.",
            "At 0 every response scores the same, and nothing is left to learn from.", "reward"),
+    Metric("ppo/groups/std_scores", "Score spread in a group", "standard deviation of the scores of one query's responses, mean over queries",
+           "mean over groups of std(scores) with n - 1", "Above 0.", "At 0 the responses to a query are worth the same.", "reward"),
+    Metric("ppo/groups/equal", "Groups of equal scores", "share of the queries whose responses all score the same", "count(equal) / groups",
+           "Low.", "Rising: those queries teach nothing any more; take harder ones or a finer score.", "reward"),
     Metric("score/", "Score part", "mean of one part of a combined reward, before its weight", "mean(part)",
            "No part falls while the whole rises.", "A part that falls while the score rises is being traded away.", "reward"),
     Metric("objective/score_total", "Score less KL penalty", "what PPO maximises", "mean(score + sum_t non_score_reward_t)",

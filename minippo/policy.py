@@ -181,13 +181,14 @@ def token_logprobs(transformer: GPT2, hidden: Tensor, targets: Tensor, temperatu
 
 
 def evaluate_responses(model: GPT2WithValueHead, queries: list[Tensor], responses: list[Tensor], temperature: float = 1.0,
-                       entropy_grad: bool = False) -> Evaluation:
+                       entropy_grad: bool = False, critic: bool = True) -> Evaluation:
     """Score responses under `model`: one way for rollout, reference and training, so that the first ratio is 1.
 
     Args:
         queries, responses: B 1-D tensors each, as inputs.check_pairs returns them.
         temperature: divides the logits, here as in sampling.
         entropy_grad: let gradients flow through the entropy (for an entropy bonus; otherwise it is only measured).
+        critic: evaluate the value head, too; else values are 0.
     """
     aligned = align(queries, responses, model.device)
     hidden = response_hidden(model.transformer, aligned)                                    # (N, C): the head runs here alone
@@ -198,7 +199,7 @@ def evaluate_responses(model: GPT2WithValueHead, queries: list[Tensor], response
         parts = [checkpoint(token_logprobs, model.transformer, h, t, temperature, entropy_grad, use_reentrant=False)
                  for h, t in zip(hidden.split(chunk), aligned.targets.split(chunk))]
         logprobs, entropy = (torch.cat(part) for part in zip(*parts))
-    values = model.v_head(hidden).squeeze(-1)                                               # (N,)
+    values = model.v_head(hidden).squeeze(-1) if critic else torch.zeros_like(logprobs)     # (N,)
     return Evaluation(aligned.to_columns(logprobs), aligned.to_columns(values), aligned.to_columns(entropy), aligned.mask)
 
 

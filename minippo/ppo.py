@@ -5,12 +5,11 @@ One `PPOTrainer.step` is one iteration of Ziegler et al. 2019, "Fine-Tuning Lang
     scores       one number per response, from outside: a function, a model, a person
     forward pass log-probabilities of the responses under the policy and under the frozen reference, and values
     KL reward    reward of token t = -kl_coef * (logprob - ref_logprob), plus the score on the last token
-    advantages   GAE (Schulman et al. 2016): how much better than expected did it go from token t on?
+    advantages   GAE (Schulman et al. 2016): how much better than expected did it go from token t on? Or a group's, no critic
     update       several epochs of minibatches with the clipped losses of PPO (Schulman et al. 2017)
     controller   kl_coef moves so that the KL of a response approaches its target
 
 It mirrors the classic PPOTrainer of TRL <= 0.11, with its names and defaults. Run it: `python -m minippo`. Left out, and why:
-
 1. Adapters, trackers, files of a run: this file is the algorithm; training/run.py is the loop around it.
 2. Terminal bootstrap: a response is over after its last token, also when the length limit cut it. The value behind it is 0.
 3. Dropout: the model has none, so the ratio of the first minibatch of every step is exactly 1.
@@ -21,7 +20,6 @@ real tokens. *Score* is per response, *reward* per token; `logprobs` are those o
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Callable, NamedTuple, Sequence
@@ -32,7 +30,7 @@ from torch import Tensor
 from .distributed import check_same, in_place, interleave, of_each, share, start
 from .fast import prepare_models, training_modes
 from .files.checkpoint import load_state, save_state
-from .inputs import (check_models, check_pairs, check_ppo_config, check_precision, check_scores, check_temperature,
+from .inputs import (check_groups, check_models, check_pairs, check_ppo_config, check_precision, check_scores, check_temperature,
                      penalise_missing_eos, warn_of_filters, warn_of_negative_kl)
 from .metrics import RunningMoments, Stopwatch, batch_stats, masked_mean, masked_var, masked_whiten, mean_of
 from .policy import GPT2WithValueHead, create_reference_model, evaluate_responses, response_kl, response_mask
@@ -41,43 +39,36 @@ from .policy import GPT2WithValueHead, create_reference_model, evaluate_response
 @dataclass(frozen=True)
 class PPOConfig:
     """Names and defaults of TRL 0.11's PPOConfig where the field still means something."""
-    # batches
     batch_size: int = 128                   # responses per step; step() takes any number, this is what a run collects
     mini_batch_size: int = 128              # responses per forward and backward pass, a micro-batch: what must fit into memory
     gradient_accumulation_steps: int = 1    # micro-batches of a minibatch, that is of an optimizer step; exact for ragged ones, too
     ppo_epochs: int = 4                     # times that each batch is used
-    # optimizer
     learning_rate: float = 1.41e-5          # of Adam
     adam_eps: float = 1e-8                  # OpenAI's TensorFlow code used 1e-5, which damps the first updates
     max_grad_norm: float | None = None      # clip the gradient's norm at every optimizer step; none: no clipping
-    # KL penalty
     kl_penalty: str = "kl"                  # kl: logprob - ref_logprob; abs, mse, k3: never negative; full: exact
     adap_kl_ctrl: bool = True               # adapt kl_coef so that KL approaches `target`; off: init_kl_coef stays
     init_kl_coef: float = 0.2               # the first kl_coef
     target: float = 6.0                     # KL of a whole response, in nats, that the controller steers to
     horizon: float = 10000.0                # responses over which it acts: larger is slower
-    # advantages
+    advantage: str = "gae"                  # gae: with a value head; reinforce, rloo, grpo: without, see compute_group_advantages
+    group_size: int = 1                     # consecutive responses to each query; rloo and grpo need 2 or more
     gamma: float = 1.0                      # discount: a token is not worth less for coming later
     lam: float = 0.95                       # GAE: 0 trusts the values alone, 1 the sampled return alone
     whiten_rewards: bool = False            # rewards to variance 1, their mean kept
-    # losses
     cliprange: float = 0.2                  # the ratio gains nothing outside 1 +- cliprange
     cliprange_value: float = 0.2            # a value moves at most this far from the rollout's
     vf_coef: float = 0.1                    # weight of the value loss
     entropy_coef: float = 0.0               # bonus for entropy; KL against the reference usually does this work
-    # guards
     ratio_threshold: float = 10.0           # a minibatch whose mean ratio exceeds this is skipped whole
     early_stopping: bool = False            # end the step when a minibatch's KL to the rollout policy exceeds 1.5 * target_kl
     target_kl: float = 1.0                  # for early_stopping, in nats per token
-    # scores
     use_score_scaling: bool = False         # divide scores by their running standard deviation
     use_score_norm: bool = False            # subtract their running mean first; needs use_score_scaling
     score_clip: float | None = None         # clip the scores, scaled or not, to +- this; none: no clipping
     missing_eos_penalty: float | None = None    # taken off the score of a response that did not end with EOS
-    # sampling and reproducibility
     temperature: float = 1.0                # divides the logits, when sampling and when scoring alike
     seed: int = 0                           # of the one generator behind sampling and shuffling
-    # memory and speed
     gradient_checkpointing: bool = False    # recompute the blocks in the backward pass
     compile: bool = False                   # torch.compile each block: worth it on a GPU for long runs
 
@@ -101,10 +92,8 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
     return KL_PENALTIES[kind](logprobs, ref_logprobs)
 
 
-class Rewards(NamedTuple):
-    rewards: Tensor             # (B, R): what each token earned
-    non_score_reward: Tensor    # (B, R): the part of it that is the KL penalty, -kl_coef * kl
-    kl: Tensor                  # (B, R): the penalty before its coefficient
+# (B, R) each: what a token earned; the part of it that is the KL penalty, -kl_coef * kl; the penalty before its coefficient
+Rewards = NamedTuple("Rewards", [("rewards", Tensor), ("non_score_reward", Tensor), ("kl", Tensor)])
 
 
 def compute_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float,
@@ -117,8 +106,7 @@ def compute_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask
         kl: (B, R) the penalty where it is already known; exact KL is computed without keeping (B, R, V) tensors.
     """
     mask = mask.bool()
-    kl = KL_PENALTIES[kl_penalty](logprobs, ref_logprobs) if kl is None else kl
-    kl = torch.where(mask, kl, 0.0)
+    kl = torch.where(mask, KL_PENALTIES[kl_penalty](logprobs, ref_logprobs) if kl is None else kl, 0.0)
     non_score_reward = -kl_coef * kl
     scores = torch.as_tensor(scores, dtype=kl.dtype, device=kl.device)
     if scores.dim() == 1:
@@ -143,58 +131,71 @@ def compute_advantages(values: Tensor, rewards: Tensor, mask: Tensor, gamma: flo
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         advantages[:, t] = torch.where(mask[:, t], delta + gamma * lam * next_advantage, 0.0)
         next_value, next_advantage = values[:, t], advantages[:, t]
-    returns = advantages + values                                           # before whitening: the values learn real returns
-    return advantages, returns
+    return advantages, advantages + values                                  # before whitening: the values learn real returns
 
 
-def ppo_loss(new_logprobs: Tensor, new_values: Tensor, logprobs: Tensor, values: Tensor, advantages: Tensor, returns: Tensor,
-             mask: Tensor, cliprange: float = 0.2, cliprange_value: float = 0.2, vf_coef: float = 0.1,
+def compute_group_advantages(rewards: Tensor, mask: Tensor, group_size: int, kind: str) -> Tensor:
+    """Advantages without a critic: a response's total reward less a baseline, the same at each of its tokens, (B, R) -> (B, R).
+
+        reinforce   less the mean of the batch (Williams 1992)
+        rloo        less the mean of the query's other responses (Kool et al. 2019; Ahmadian et al. 2024)
+        grpo        less the mean of all the query's responses, over their standard deviation (Shao et al. 2024, "DeepSeekMath")
+
+    Responses to one query are neighbours, group_size of them. Not whitened. GRPO's paper has the KL in the loss; here it is in the
+    rewards. Left out: clipping other than PPO's, dual (Ye et al. 2020) or asymmetric (Yu et al. 2025, "DAPO").
+    """
+    mask = mask.bool()
+    totals = torch.where(mask, rewards, 0.0).sum(1)                         # (B,)
+    groups = totals.view(-1, len(totals) if kind == "reinforce" else group_size)
+    advantages = groups - groups.mean(1, keepdim=True)
+    if kind == "rloo":
+        advantages = advantages * (group_size / (group_size - 1))           # leaves a response's own reward out of its baseline
+    elif kind == "grpo":
+        advantages = advantages / (groups.std(1, keepdim=True) + 1e-6)
+    return torch.where(mask, advantages.view(-1, 1), 0.0)
+
+
+def ppo_loss(new_logprobs: Tensor, new_values: Tensor | None, logprobs: Tensor, values: Tensor | None, advantages: Tensor,
+             returns: Tensor | None, mask: Tensor, cliprange: float = 0.2, cliprange_value: float = 0.2, vf_coef: float = 0.1,
              entropy: Tensor | None = None, entropy_coef: float = 0.0,
              n_tokens: Tensor | int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped policy loss (Schulman et al. 2017, eq. 7) and value loss (OpenAI baselines, ppo2), means over real tokens.
 
     Args:
-        new_logprobs, new_values: (b, R) under the weights being trained, with gradients.
+        new_logprobs, new_values: (b, R) under the weights being trained, with gradients; no values, no value loss: no critic.
         logprobs, values, advantages, returns: (b, R) from the rollout, fixed; advantages are whitened already.
         entropy: (b, R) entropy of the new distributions, measured, and rewarded by entropy_coef.
-        n_tokens: what sums are divided by: the tokens of the whole minibatch where this is one micro-batch of it, so that the
-            micro-batches add up to the exact gradient. Default: the tokens given.
+        n_tokens: what sums are divided by: of a micro-batch the tokens of its minibatch, so that they add up to the exact gradient.
 
     Returns: the loss, and detached statistics under TRL's keys, each a sum over these tokens divided by n_tokens.
     """
     mask = mask.bool()
     n_tokens = mask.sum().clamp(min=1) if n_tokens is None else n_tokens
-    log_ratio = torch.where(mask, new_logprobs - logprobs, 0.0)
-    values, returns, advantages, new_values = (torch.where(mask, x, 0.0) for x in (values, returns, advantages, new_values))
-
-    def mean(x: Tensor) -> Tensor:
-        return torch.where(mask, x, 0.0).sum() / n_tokens
-
+    log_ratio, advantages = torch.where(mask, new_logprobs - logprobs, 0.0), torch.where(mask, advantages, 0.0)
+    mean = lambda x: torch.where(mask, x, 0.0).sum() / n_tokens
     ratio = log_ratio.exp()
     pg_losses = -advantages * ratio
     pg_losses_clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
     pg_loss = mean(torch.maximum(pg_losses, pg_losses_clipped))             # the worse of the two: no gain from going too far
-
-    values_clipped = torch.clamp(new_values, values - cliprange_value, values + cliprange_value)
-    vf_losses, vf_losses_clipped = (new_values - returns) ** 2, (values_clipped - returns) ** 2
-    vf_loss = 0.5 * mean(torch.maximum(vf_losses, vf_losses_clipped))
-
-    loss = pg_loss + vf_coef * vf_loss
+    loss, critic = pg_loss, {}
+    if new_values is not None:
+        new_values, values, returns = (torch.where(mask, x, 0.0) for x in (new_values, values, returns))
+        values_clipped = torch.clamp(new_values, values - cliprange_value, values + cliprange_value)
+        vf_losses, vf_losses_clipped = (new_values - returns) ** 2, (values_clipped - returns) ** 2
+        vf_loss = 0.5 * mean(torch.maximum(vf_losses, vf_losses_clipped))
+        loss = pg_loss + vf_coef * vf_loss
+        critic = {"ppo/loss/value": vf_loss, "ppo/val/vpred": mean(new_values), "ppo/val/error": mean(vf_losses),
+                  "ppo/val/clipfrac": mean((vf_losses_clipped > vf_losses).float())}
     if entropy is not None and entropy_coef:
         loss = loss - entropy_coef * mean(entropy)
-    stats = {
-        "ppo/loss/policy": pg_loss,
-        "ppo/loss/value": vf_loss,
-        "ppo/loss/total": loss,
+    stats = critic | {
+        "ppo/loss/policy": pg_loss, "ppo/loss/total": loss,
         "ppo/policy/entropy": mean(entropy if entropy is not None else torch.zeros_like(ratio)),
         "ppo/policy/approxkl": 0.5 * mean(log_ratio**2),                    # k2, between rollout policy and new policy
         "ppo/policy/policykl": mean(-log_ratio),                            # k1
         "ppo/policy/clipfrac": mean((pg_losses_clipped > pg_losses).float()),
         "ppo/policy/advantages_mean": mean(advantages),
         "ppo/policy/ratio_mean": mean(ratio),
-        "ppo/val/vpred": mean(new_values),
-        "ppo/val/error": mean(vf_losses),
-        "ppo/val/clipfrac": mean((vf_losses_clipped > vf_losses).float()),
     }
     return loss, {name: value.detach() for name, value in stats.items()}
 
@@ -229,13 +230,12 @@ class Batch:
     mask: Tensor | None = None                  # bool: real response tokens
     logprobs: Tensor | None = None              # under the policy before the update
     ref_logprobs: Tensor | None = None          # under the reference
-    values: Tensor | None = None                # of the state before each token
-    exact_kl: Tensor | None = None              # for kl_penalty="full" alone
+    values: Tensor | None = None                # of the state before each token; 0 without a critic
     kl: Tensor | None = None                    # penalty of each token, before its coefficient
     non_score_reward: Tensor | None = None      # -kl_coef * kl
     rewards: Tensor | None = None               # that plus the score
     returns: Tensor | None = None               # what the values learn
-    advantages: Tensor | None = None            # whitened
+    advantages: Tensor | None = None            # whitened, but for grpo's
 
     def take(self, rows: list[int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Queries and responses of some rows, and the rows as an index into the other fields."""
@@ -250,8 +250,7 @@ class PPOTrainer:
         model: the policy with its value head; trained in place.
         ref_model: what KL is measured against; None makes a frozen copy of `model` as it is now.
         tokenizer: only for its eos_token_id and to save it beside the model; None: token ids in, token ids out.
-        optimizer: over model.parameters(); None: fused Adam.
-        lr_scheduler: a scheduler of that optimizer, stepped once per step().
+        optimizer, lr_scheduler: over model.parameters(); of that optimizer, stepped once per step(). None: fused Adam, no schedule.
     """
 
     def __init__(self, config: PPOConfig, model: GPT2WithValueHead, ref_model: GPT2WithValueHead | None = None,
@@ -268,7 +267,7 @@ class PPOTrainer:
         self.generator = torch.Generator().manual_seed(config.seed)     # the only source of randomness, on every device
         self.eos_token_id = getattr(tokenizer, "eos_token_id", None)    # where responses end, unless generate is told another
         self.sampled_at = config.temperature                            # of the latest sampling; step() warns of another
-        self.steps_done, self.warned_of_filters = 0, False
+        self.steps_done, self.warned_of_filters, self.critic = 0, False, config.advantage == "gae"
         check_same("configuration", config, model.config)
         in_place("the weights", [*model.parameters(), *self.ref_model.parameters()], from_first=True)
         prepare_models(model, self.ref_model, config.gradient_checkpointing, config.compile)
@@ -298,9 +297,8 @@ class PPOTrainer:
     @training_modes
     def step(self, queries: Sequence[Tensor], responses: Sequence[Tensor], scores: Sequence | Tensor,
              temperature: float | None = None) -> dict:
-        """One PPO iteration on B >= 1 scored responses. Bad input raises before anything changes.
-
-        An error or Ctrl+C later leaves the optimizer steps that were taken, and all else as it was.
+        """One PPO iteration on B >= 1 scored responses. Bad input raises before anything changes; an error or Ctrl+C later leaves
+        the optimizer steps that were taken, and all else as it was.
 
         Args:
             queries, responses: B non-empty 1-D token tensors each; responses without the query.
@@ -313,10 +311,10 @@ class PPOTrainer:
         check_precision(self.model)
         batch = Batch(*check_pairs(queries, responses, self.model.config.vocab_size, self.model.config.n_positions),
                       check_temperature(config.temperature if temperature is None else temperature, self.sampled_at))
-        generator, moments = self.generator.clone_state(), copy.copy(self.moments)
-        scores = check_scores(scores, batch.responses)
+        check_groups(batch.queries, config.group_size)
+        generator, moments = self.generator.clone_state(), RunningMoments(**vars(self.moments))
         check_same("queries and responses", *batch.queries, *batch.responses)
-        scores = of_each("the scores", scores)[0]                       # the first process's: a judge may not say the same twice
+        scores = of_each("the scores", check_scores(scores, batch.responses))[0]    # a judge may not say the same to each process
         batch.scores = self.process_scores(scores, batch.responses, moments)
         epochs = [self.minibatches(batch, generator) for _ in range(config.ppo_epochs)]
         clock.lap("time/ppo/prepare")
@@ -325,17 +323,21 @@ class PPOTrainer:
         clock.lap("time/ppo/forward_pass")
 
         rewards, batch.non_score_reward, batch.kl = compute_rewards(batch.scores, batch.logprobs, batch.ref_logprobs, batch.mask,
-                                                                    self.kl_controller.value, config.kl_penalty, batch.exact_kl)
+                                                                    self.kl_controller.value, config.kl_penalty, batch.kl)
         batch.rewards = masked_whiten(rewards, batch.mask, shift_mean=False) if config.whiten_rewards else rewards
         clock.lap("time/ppo/compute_rewards")
 
-        advantages, batch.returns = compute_advantages(batch.values, batch.rewards, batch.mask, config.gamma, config.lam)
-        batch.advantages = masked_whiten(advantages, batch.mask)        # after the returns, and once over the batch
+        if self.critic:
+            advantages, batch.returns = compute_advantages(batch.values, batch.rewards, batch.mask, config.gamma, config.lam)
+        else:
+            advantages = compute_group_advantages(batch.rewards, batch.mask, config.group_size, config.advantage)
+            batch.returns = batch.values                                # 0: without a critic nothing learns them
+        batch.advantages = advantages if config.advantage == "grpo" else masked_whiten(advantages, batch.mask)
         clock.lap("time/ppo/compute_advantages")
 
         stats = self.update(batch, [minibatch for epoch in epochs for minibatch in epoch])
         clock.lap("time/ppo/optimize_step")
-        stats |= batch_stats(batch) | {"objective/kl_coef": self.kl_controller.value,
+        stats |= batch_stats(batch, config) | {"objective/kl_coef": self.kl_controller.value,
                                       "ppo/learning_rate": float(self.optimizer.param_groups[0]["lr"])}
         self.kl_controller.update(stats["objective/kl"], len(batch.queries))
         if self.lr_scheduler is not None:
@@ -352,8 +354,7 @@ class PPOTrainer:
         if config.missing_eos_penalty is not None:
             scores = penalise_missing_eos(scores, responses, self.eos_token_id, config.missing_eos_penalty)
         if config.use_score_scaling:
-            moments.update(scores)
-            scores = (scores - moments.mean if config.use_score_norm else scores) / moments.std
+            scores = moments.scale(scores, center=config.use_score_norm)
         return scores if config.score_clip is None else scores.clamp(-config.score_clip, config.score_clip)
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> list[list[int]]:
@@ -376,24 +377,24 @@ class PPOTrainer:
         full = self.config.kl_penalty == "full"
         columns = self.model.v_head.weight.new_zeros(4 if full else 3, *batch.mask.shape)
         batch.logprobs, batch.ref_logprobs, batch.values = columns[:3]                                  # views of it
-        batch.exact_kl = columns[3] if full else None
+        batch.kl = columns[3] if full else None
         for rows in (rows for minibatch in minibatches for rows in self.micro_batches(minibatch)):
             queries, responses, index = batch.take(rows)
             with torch.set_grad_enabled(self.config.compile):           # a compiled block has another graph without gradients
-                policy = evaluate_responses(self.model, queries, responses, batch.temperature)
+                policy = evaluate_responses(self.model, queries, responses, batch.temperature, critic=self.critic)
             width = policy.mask.shape[1]
             batch.logprobs[index, :width], batch.values[index, :width] = policy.logprobs.detach(), policy.values.detach()
             del policy                                                  # and with it the graph of a compiled block
-            reference = evaluate_responses(self.ref_model, queries, responses, batch.temperature)
+            reference = evaluate_responses(self.ref_model, queries, responses, batch.temperature, critic=False)
             batch.ref_logprobs[index, :width] = reference.logprobs
             if full:
-                batch.exact_kl[index, :width] = response_kl(self.model, self.ref_model, queries, responses, batch.temperature)
+                batch.kl[index, :width] = response_kl(self.model, self.ref_model, queries, responses, batch.temperature)
         in_place("the forward pass", [columns])                         # the rows of other processes were 0 so far
 
     def update(self, batch: Batch, minibatches: list[list[int]]) -> dict:
         """The optimization: for each minibatch its gradient, the guards, an optimizer step. Returns means over those applied."""
         config, records, applied, ratios = self.config, [], [], []
-        counts = {"ppo/updates": 0, "ppo/skipped": 0, "ppo/skipped_nonfinite": 0, "ppo/early_stopped": 0}
+        counts = {"ppo/skipped": 0, "ppo/skipped_nonfinite": 0, "ppo/early_stopped": 0}
         for minibatch in minibatches:
             record, grad_norm, of_minibatch = self.backward(batch, minibatch)
             records.append(record)
@@ -409,11 +410,10 @@ class PPOTrainer:
             if config.max_grad_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.trainable, config.max_grad_norm, grad_norm)
             self.optimizer.step()
-            counts["ppo/updates"] += 1
             applied.append(record)
         self.model.zero_grad()                                          # give the gradients' memory back
         ratio, mask = (torch.cat([x.flatten() for x in parts]).cpu() for parts in zip(*ratios))
-        return mean_of(applied or records) | counts | {"ppo/policy/ratio": ratio[mask]}
+        return mean_of(applied or records) | counts | {"ppo/updates": len(applied), "ppo/policy/ratio": ratio[mask]}
 
     def backward(self, batch: Batch, minibatch: list[int]) -> tuple[dict, Tensor, list[tuple[Tensor, Tensor]]]:
         """The gradient of a minibatch. Returns its statistics, the norm, and ratio and mask (b, R) of each micro-batch."""
@@ -424,11 +424,11 @@ class PPOTrainer:
         n_tokens = n_tokens if share(minibatch) else math.inf           # more processes than rows: this one's part of the sum is 0
         for rows in self.micro_batches(minibatch) or [minibatch[:1]]:
             queries, responses, index = batch.take(rows)
-            new = evaluate_responses(self.model, queries, responses, batch.temperature, entropy_grad=config.entropy_coef > 0)
+            new = evaluate_responses(self.model, queries, responses, batch.temperature, config.entropy_coef > 0, self.critic)
             logprobs, values, advantages, returns = (
                 x[index, :new.mask.shape[1]] for x in (batch.logprobs, batch.values, batch.advantages, batch.returns))
-            loss, stats = ppo_loss(new.logprobs, new.values, logprobs, values, advantages, returns, new.mask, config.cliprange,
-                                   config.cliprange_value, config.vf_coef, new.entropy, config.entropy_coef, n_tokens)
+            loss, stats = ppo_loss(new.logprobs, new.values if self.critic else None, logprobs, values, advantages, returns, new.mask,
+                                   config.cliprange, config.cliprange_value, config.vf_coef, new.entropy, config.entropy_coef, n_tokens)
             (loss * scale).backward()                                   # fp16 has no numbers for a mean over many tokens
             totals.append(torch.stack(list(stats.values())))
             ratios.append(((new.logprobs.detach() - logprobs).exp(), new.mask))     # cut out later: indexing here would sync
@@ -442,8 +442,7 @@ class PPOTrainer:
 
     def save_checkpoint(self, folder: str) -> None:
         """Write all that the next step depends on; the folder is also a model folder that from_pretrained loads."""
-        if self.is_main_process:                                        # one of several processes
-            save_state(folder, self)
+        save_state(folder, self)
 
     def load_checkpoint(self, folder: str) -> None:
         """Continue from a checkpoint, on a CPU bit for bit. It is read and checked whole before anything here changes."""

@@ -305,7 +305,7 @@ def test_explained_variance_by_hand():
     batch.returns = torch.tensor([[1.0], [0.0]])
     for values, expected in (([[0.3], [0.3]], 0.0), ([[1.0], [0.0]], 1.0), ([[0.0], [1.0]], -3.0), ([[0.5], [0.0]], 0.75)):
         batch.values = torch.tensor(values)
-        assert ppo.batch_stats(batch)["ppo/val/var_explained"] == pytest.approx(expected, abs=1e-6)
+        assert ppo.batch_stats(batch, PPOConfig())["ppo/val/var_explained"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_every_number_of_a_step_is_a_plain_one():

@@ -157,6 +157,8 @@ def check_tensors(trainer, reference: dict, moments: dict) -> None:
 
 def save_state(folder: str | os.PathLike, trainer, extra: Any = None) -> None:
     """Write a checkpoint; `extra` is the caller's own, what `pack` takes. ValueError for a folder with anything else in it."""
+    if not trainer.is_main_process:                                         # of several: all have the same state
+        return
     check_place(Path(os.path.realpath(folder)))
     model, reference, scheduler = trainer.model, trainer.ref_model, trainer.lr_scheduler
     tensors = {"generator": trainer.generator.get_state()}

@@ -44,16 +44,16 @@ def shuffled(n: int, seed: int, epoch: int) -> list[int]:
 
 
 def next_batch(job: Job, taken: int) -> tuple[list[Tensor], list[int]]:
-    """The next batch_size queries and the limits of their responses, after `taken` prompts: that and the seed decide everything."""
-    run, seed, queries, limits = job.run, job.config.seed, [], []
+    """The next queries, each group_size times, and the limits of their responses, after `taken` prompts: that and the seed decide."""
+    run, seed, size, queries, limits = job.run, job.config.seed, job.config.group_size, [], []
     rng = random.Random(f"lengths {seed} {taken}")
-    for i in range(taken, taken + job.config.batch_size):
+    for i in range(taken, taken + job.config.batch_size // size):
         epoch, at = divmod(i, len(job.prompts))                         # each pass over the prompts is shuffled anew
         prompt = job.prompts[shuffled(len(job.prompts), seed, epoch)[at]]
         if run.query_tokens is not None:
             prompt = prompt[:rng.randint(*span(run.query_tokens))]
-        queries.append(torch.tensor(prompt))
-        limits.append(rng.randint(*span(run.max_new_tokens)))
+        queries += [torch.tensor(prompt)] * size
+        limits += [rng.randint(*span(run.max_new_tokens)) for _ in range(size)]
     return queries, limits
 
 
@@ -98,7 +98,7 @@ def run_update(job: Job, state: RunState, batch: dict) -> tuple[dict, list[dict]
                           for query, response, score in zip(queries, responses, batch["scores"])][:run.follow]
         samples = traces(trainer, job.tokenizer, state.followed, step=0)                         # before anything was learnt
     stats = batch["stats"] = trainer.step(queries, responses, batch["scores"])
-    state.prompts_taken += len(queries)
+    state.prompts_taken += len(queries) // job.config.group_size
     at_limit = [len(r) == limit and int(r[-1]) != trainer.eos_token_id for r, limit in zip(responses, limits)]
     seconds, n, tokens = time.perf_counter() - start, len(responses), sum(map(len, responses))
     metrics = {"step": step, "time": time.time(), "seconds": seconds, "tokens_per_second": tokens / seconds,

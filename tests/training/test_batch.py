@@ -24,6 +24,16 @@ def test_queries_are_cut_and_each_pass_takes_every_prompt_once(tmp_path):
     assert [query.tolist() for query in again[0]] == [query.tolist() for query in batches[1][0]] and again[1] == batches[1][1]
 
 
+def test_each_prompt_is_drawn_once_and_answered_by_its_whole_group(tmp_path):
+    """Batches of 6 in groups of 3 take 2 prompts each; limits are drawn for each response."""
+    job = Job(RunConfig("", "", "", "", query_tokens=(1, 5), max_new_tokens=(1, 99)), PPOConfig(batch_size=6, group_size=3, advantage="rloo"),
+              tmp_path, [[i, 1, 2, 3, 4] for i in range(8)], None, None, None)
+    batches = [next_batch(job, taken) for taken in (0, 2, 4, 6)]
+    assert all(torch.equal(queries[i], queries[i - i % 3]) for queries, _ in batches for i in range(6))
+    assert sorted(int(queries[i][0]) for queries, _ in batches for i in (0, 3)) == list(range(8))
+    assert len(set(batches[0][1])) > 2
+
+
 @pytest.mark.parametrize("text, after, part", [
     ("a.b.c", 0, "a."), ("a.b.c", 1, "a."), ("a.b.c", 2, "a.b."), ("a.b.c", 4, None), ("abc", 0, None), (".", 0, ".")])
 def test_the_scored_part_by_hand(text, after, part):

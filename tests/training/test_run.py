@@ -129,6 +129,22 @@ def test_the_run_folder_holds_what_was_promised(base, capsys):
     GPT2WithValueHead.from_pretrained(str(out / "checkpoint-000004"))                  # each checkpoint is a model folder
 
 
+@pytest.mark.parametrize("kind", ["reinforce", "grpo"])
+def test_a_run_without_a_critic(base, tmp_path, kind):
+    """The page shows no values, the groups' spread is noted, a second half continues the first."""
+    groups = {"advantage": kind, "group_size": 2, "max_new_tokens": 5}
+    start(base, tmp_path / "whole", **groups)
+    start(base, tmp_path / "halves", **groups | {"steps": 2, "lr_schedule": "constant"})
+    start(base, tmp_path / "halves", resume=True, **groups | {"lr_schedule": "constant"})
+    start(base, tmp_path / "constant", **groups | {"lr_schedule": "constant"})
+    assert history(tmp_path / "halves") == history(tmp_path / "constant")
+    first, page = lines(tmp_path / "whole" / "metrics.jsonl")[0], (tmp_path / "whole" / "report.html").read_text()
+    assert "ppo/groups/equal" in first and "ppo/val/vpred" not in first and "ppo/loss/value" not in first
+    assert "Groups of equal scores" in page and "Explained variance" not in page
+    trace = next(line for line in lines(tmp_path / "whole" / "samples.jsonl") if "trace" in line)["trace"]
+    assert trace.keys() == {"token", "logprob", "ref_logprob", "kl", "reward"}
+
+
 def test_a_followed_response_is_evaluated_again_under_each_policy(base):
     """Step 0 is the untrained policy, which is its own reference: no KL, so the rewards of the tokens add up to the score."""
     traced = [line for line in lines(base / "reference" / "samples.jsonl") if "trace" in line]
