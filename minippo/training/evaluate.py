@@ -22,10 +22,10 @@ def traces(trainer: PPOTrainer, tokenizer: Tokenizer, followed: list[dict], step
     trainer.forward_pass(batch, [[row] for row in range(len(followed))])
     rewards, _, kl = compute_rewards(batch.scores, batch.logprobs, batch.ref_logprobs, batch.mask, trainer.kl_controller.value,
                                      config.kl_penalty, batch.kl)
-    columns = {"logprob": batch.logprobs, "ref_logprob": batch.ref_logprobs, "kl": kl, "reward": rewards}
-    if trainer.critic:
-        advantages, returns = compute_advantages(batch.values, rewards, batch.mask, config.gamma, config.lam)
-        columns |= {"value": batch.values, "advantage": advantages, "return": returns}
+    values = batch.values if trainer.critic else torch.full_like(rewards, torch.nan)             # nobody estimates them
+    advantages, returns = compute_advantages(values, rewards, batch.mask, config.gamma, config.lam)
+    columns = {"logprob": batch.logprobs, "ref_logprob": batch.ref_logprobs, "kl": kl, "reward": rewards,
+               "value": values, "advantage": advantages, "return": returns}
     records = []
     for row, pair in enumerate(followed):
         n = len(pair["response"])
