@@ -38,8 +38,7 @@ def at_most(name: str, value: float, limit: float) -> Row:
 
 def small_model(device: torch.device, dtype: torch.dtype | None) -> GPT2WithValueHead:
     """A random GPT-2 whose weights are large enough that its distributions are far from uniform."""
-    generator = torch.Generator().manual_seed(0)
-    model = GPT2WithValueHead(GPT2Config(257, 128, 64, 2, 4), dtype=dtype, generator=generator)
+    model = GPT2WithValueHead(GPT2Config(257, 128, 64, 2, 4), dtype=dtype, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for parameter in model.transformer.parameters():
             parameter.mul_(4.0 if parameter.dim() > 1 else 1.0)
@@ -102,8 +101,7 @@ def check_gae() -> Row:
 
 def check_closed_form(device: torch.device) -> Row:
     """PPO on one-token responses reaches pi*(a) ~ pi_ref(a) * exp(score(a) / kl_coef)."""
-    generator = torch.Generator().manual_seed(0)
-    model = GPT2WithValueHead(GPT2Config(6, 4, 16, 1, 2), dtype=torch.float32, generator=generator).to(device)
+    model = GPT2WithValueHead(GPT2Config(6, 4, 16, 1, 2), torch.float32, torch.Generator().manual_seed(0)).to(device)
     scores, updates, batch, query = torch.tensor([0.0, 1.0, -1.0, 0.5, 0.2, -0.3]), 100, 256, torch.tensor([1])
     trainer = PPOTrainer(PPOConfig(adap_kl_ctrl=False, init_kl_coef=0.5, learning_rate=1e-2, mini_batch_size=batch, vf_coef=0.5), model)
     for update in range(updates):
@@ -153,14 +151,9 @@ def all_checks(name: str | None, device: torch.device, dtype: torch.dtype | None
     yield Row("peak memory, MB", f"{peak_memory(device) / 1e6:.0f}", "", True)
 
 
-def run_checks(model: str | None = None, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> int:
-    """Print the table; returns 0 if every row holds and 1 if not.
-
-    Args:
-        model: a public name or a model folder; None: a small random model.
-        device, dtype: as in GPT2WithValueHead.from_pretrained.
-    """
-    device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+def run_checks(model: str | None, device: str | torch.device, dtype: torch.dtype | None = None) -> int:
+    """Print the table for a public name or a model folder, None: a small random model; returns 0 if every row holds, else 1."""
+    device = torch.device(device)
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"minippo check: {model or 'a small random model'} on {device} ({what}), torch {torch.__version__}, "
           f"blocks in {dtype or 'the default precision'}\n")
