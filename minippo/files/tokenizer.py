@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import operator
 import os
 import tempfile
@@ -21,7 +22,7 @@ from typing import Iterable
 import tiktoken
 
 from .atomic import read_json, read_text, sha256, write_json, write_text
-from .hub import PUBLIC_MODELS, resolve_model
+from .hub import COMMON, PUBLIC_MODELS, resolve_model
 
 EOS = "<|endoftext|>"                                # GPT-2's one special token
 FILES = ("vocab.json", "merges.txt")
@@ -37,12 +38,8 @@ CONFIG = {                                           # tokenizer_config.json
 }
 
 # All five public models share these files. tiktoken has them too, under sha1(URL) in its cache.
-GPT2_FILES = {
-    "vocab.json": ("https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json",
-                   "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
-    "merges.txt": ("https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",
-                   "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
-}
+GPT2_FILES = {name: ("https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/" + theirs, COMMON[name][1])
+              for name, theirs in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe"))}
 
 # contractions; words, numbers and signs, each with one space before it; blanks. No token crosses the cuts between them.
 # The group of 999 only helps \s+(?!\S) along, which overflows the matcher's stack on a million blanks
@@ -68,26 +65,21 @@ def _check_vocab(vocab: dict[str, int]) -> None:
         raise ValueError(f"vocab.json: lacks {len(missing)} of the 256 single bytes and {EOS!r}; the first is {missing[0]!r}")
 
 
-def _takes_place(left: bytes, right: bytes, ranks: dict[bytes, int], parts: dict[bytes, tuple[bytes, bytes]]) -> bool:
-    """Whether the bytes of left + right are ever encoded as just these two tokens, given all earlier merges.
-
-    Backwards: it undoes the later made of the two tokens at the boundary, unless the boundary was merged away before that.
-    """
-    before = len(ranks)
-    while ranks.get(left + right, before) >= before:
-        if len(left) == len(right) == 1:
-            return True
-        if ranks[left] > ranks[right]:
-            before, left = ranks[left], parts[left][1]
-        else:                                                            # + 1: of equal merges the left one comes first
-            before, right = ranks[right] + 1, parts[right][0]
-    return False
+def _merged(piece: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """The tokens of a piece of text: again and again, the first of the neighbours that were learnt earliest are joined."""
+    parts = [piece[i:i + 1] for i in range(len(piece))]
+    while len(parts) > 1:
+        i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], math.inf))
+        if parts[i] + parts[i + 1] not in ranks:
+            break
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return parts
 
 
 def _mergeable_tokens(vocab: dict[str, int], merges: list[str]) -> dict[str, bytes]:
     """The 256 bytes and what each merge makes, in the order of their ranks: token as printed -> as bytes."""
     tokens = {char: bytes([byte]) for char, byte in ALPHABET.items()}
-    ranks, parts = {token: rank for rank, token in enumerate(tokens.values())}, {}
+    ranks = {token: rank for rank, token in enumerate(tokens.values())}
     for line, merge in enumerate(merges, start=2):                       # line 1 of merges.txt is its version
         pair = merge.split(" ")
         if len(pair) != 2 or not all(token in tokens for token in pair):
@@ -98,11 +90,11 @@ def _mergeable_tokens(vocab: dict[str, int], merges: list[str]) -> dict[str, byt
             raise ValueError(f"merges.txt line {line}: {merge!r} makes {product!r}, no ordinary token of vocab.json")
         # tiktoken knows what a merge makes, not of which parts: only in the order of learning is there one way
         left, right = (tokens[token] for token in pair)
-        if not _takes_place(left, right, ranks, parts):
+        if _merged(left + right, ranks) != [left, right]:
             raise ValueError(f"merges.txt line {line}: {merge!r} can never take place after the lines above it; "
                              "the merges must stand in the order in which they were learnt")
         tokens[product] = left + right
-        ranks[left + right], parts[left + right] = len(ranks), (left, right)
+        ranks[left + right] = len(ranks)
     return tokens
 
 
