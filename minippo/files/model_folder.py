@@ -174,10 +174,9 @@ def write_model(folder: Path, config: dict, weights: dict[str, Tensor], v_head: 
     eos = config["eos_token_id"] if eos is None else eos
     eos = 50256 if eos is None and config["vocab_size"] == 50257 else eos                  # GPT-2's <|endoftext|>
     stored = {f"transformer.{name}": p.detach().T if name.endswith(TRANSPOSED) else p.detach() for name, p in weights.items()}
-    write_safetensors(folder / WEIGHTS, stored, {"format": "pt"})              # transformers asks for the format
+    write_safetensors(folder / WEIGHTS, stored)
     if v_head is not None:
-        head = {f"v_head.summary.{name}": p.detach() for name, p in v_head.items()}
-        write_safetensors(folder / VALUE_HEAD, head, {"format": "pt"})
+        write_safetensors(folder / VALUE_HEAD, {f"v_head.summary.{name}": p.detach() for name, p in v_head.items()})
     write_json(folder / "config.json", {name: config[name] for name in (*SIZES, "layer_norm_epsilon")} | {
         "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": eos,
         "embd_pdrop": 0.1, "eos_token_id": eos, "initializer_range": 0.02, "model_type": "gpt2", "n_ctx": config["n_positions"],
