@@ -15,15 +15,12 @@ Left out: looking for a newer commit than the cached one, since a model should n
 processes that want the same file both fetch it, and one blob stands at the end.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import urllib.error
 import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 from .atomic import sha256, sync, write_text
 from .download import fetch, say
@@ -38,12 +35,11 @@ REFUSALS = {
 }
 
 
-@dataclass(frozen=True)
-class HubModel:
+class HubModel(NamedTuple):
     """A repo of the Hub, and what is known of it: file name -> (bytes, sha256), None where no value is published."""
     repo: str
     revision: str = "main"
-    files: dict[str, tuple] = field(default_factory=dict)    # all that minippo may ask for; empty: contents not known
+    files: dict[str, tuple] = {}             # all that minippo may ask for; empty: contents not known
 
 
 COMMON = {
@@ -90,17 +86,6 @@ def storage_of(repo: str) -> Path:
     return hf_path("hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE") / ("models--" + repo.replace("/", "--"))
 
 
-def stored_token() -> str:
-    path = hf_path("token", "HF_TOKEN_PATH")
-    token = os.environ.get("HF_TOKEN") or (path.read_text() if path.is_file() else "")
-    return "".join(token.split())               # a line break would end up, with the token, in http.client's error message
-
-
-def offline() -> bool:
-    switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    return any(switch.upper() in ("1", "ON", "YES", "TRUE") for switch in switches)
-
-
 def refusal(what: str, status: int | None, reason: object) -> OSError:
     """The error for a server's status, with advice or the reason in one line."""
     kind, text = REFUSALS.get(status, (OSError, " ".join(str(reason).split())))
@@ -142,9 +127,11 @@ def download_file(storage: Path, repo: str, revision: str, name: str, size: int 
     if not endpoint.startswith(("https://", "http://")):
         raise ValueError(f"HF_ENDPOINT is {endpoint!r}, expected an address that starts with https:// or http://")
     url = f"{endpoint}/{repo}/resolve/{revision}/{name}"
-    temp = storage / "blobs" / f"{uuid.uuid4().hex}.incomplete"
+    file, temp = hf_path("token", "HF_TOKEN_PATH"), storage / "blobs" / f"{uuid.uuid4().hex}.incomplete"
+    token = os.environ.get("HF_TOKEN") or (file.read_text() if file.is_file() else "")
     try:
-        facts = fetch(url, temp, size, f"{repo}/{name}", stored_token())
+        # split: a line break would end up, with the token, in http.client's error message
+        facts = fetch(url, temp, size, f"{repo}/{name}", "".join(token.split()))
         sync(temp)
         commit = facts.get("x-repo-commit", "") if revision == "main" else revision
         if not PLAIN.fullmatch(commit):
@@ -213,17 +200,18 @@ def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional
             model, repos = public, (public.repo, short)     # the cache may have it under either name
     optional = [name for name in optional if name in model.files or not model.files]
     snapshot, seen = find_cached(repos, model, files)
-    if snapshot is None and offline():
-        raise FileNotFoundError(f"{name} is not cached ({'; '.join(seen)}), and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE "
-                                f"is set: unset it, or put {', '.join(files)} into a folder and give its path")
+    if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
+        if snapshot is None:
+            raise FileNotFoundError(f"{name} is not cached ({'; '.join(seen)}), and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE "
+                                    f"is set: unset it, or put {', '.join(files)} into a folder and give its path")
+        return snapshot
     if snapshot is None:
         return download(storage_of(model.repo), model, files, optional)
-    if not offline():
-        known = model.files if snapshot.name == model.revision else {}
-        try:
-            download(snapshot.parents[1], HubModel(model.repo, snapshot.name, known), (), optional)
-        except OSError as error:        # no network, a cache that is read-only: what must be there is there
-            say(f"{snapshot}: going on without {', '.join(optional)}, as far as they are not there ({error})")
+    known = model.files if snapshot.name == model.revision else {}
+    try:
+        download(snapshot.parents[1], HubModel(model.repo, snapshot.name, known), (), optional)
+    except OSError as error:            # no network, a cache that is read-only: what must be there is there
+        say(f"{snapshot}: going on without {', '.join(optional)}, as far as they are not there ({error})")
     return snapshot
 
 
