@@ -6,8 +6,6 @@ A download that was cut off goes on with Range, as long as the server still has 
 It is bounded: in retries, in bytes, and in time, see the numbers below. hub.py checks the hash and gives the file its name.
 """
 
-from __future__ import annotations
-
 import http.client
 import os
 import sys

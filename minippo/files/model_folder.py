@@ -11,8 +11,6 @@ Read as well: names without the prefix, mask buffers of old files, an lm_head th
 inside model.safetensors as TRL kept it, weights in parts that model.safetensors.index.json lists.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

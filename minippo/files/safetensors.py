@@ -13,8 +13,6 @@ no name is used as a path. What the safetensors package 0.8.0 refuses is refused
 4. types that nothing here computes with, such as F8_E4M3.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

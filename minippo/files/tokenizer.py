@@ -8,8 +8,6 @@ learnt. Tokens are bytes, and the files print each byte as one visible character
 Sources: Sennrich et al. 2016 (BPE); Radford et al. 2019, section 2.2 (BPE over bytes); openai/gpt-2, src/encoder.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -10,8 +10,6 @@ weights, the normalisation before and after training.
 Shapes: B texts, T longest text in tokens, C width.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import asdict
@@ -62,13 +60,13 @@ class RewardModel(nn.Module):
         self.to(self.device)
 
     @classmethod
-    def from_gpt2(cls, gpt2: GPT2, tokenizer=None, generator: torch.Generator | None = None) -> RewardModel:
+    def from_gpt2(cls, gpt2: GPT2, tokenizer=None, generator: torch.Generator | None = None) -> "RewardModel":
         """A fresh head, drawn by `generator`, on a copy of a language model, frozen or not, which stays as it is."""
         return cls(copy.deepcopy(gpt2).float().requires_grad_(), tokenizer, generator)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None,
-                        dtype: torch.dtype | None = None) -> RewardModel:
+                        dtype: torch.dtype | None = None) -> "RewardModel":
         """Load a folder that save_pretrained wrote, with its tokenizer if it has one; on CUDA where there is one.
 
         FileNotFoundError: no such folder, or one without a reward head. ValueError: a damaged file, named.

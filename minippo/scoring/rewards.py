@@ -85,17 +85,16 @@ def check_scores(scores, name: str, queries: list[str]) -> list[float]:
     if no_list or len(values) != len(queries):
         got = f"{type(scores).__name__} {scores!r:.60}" if no_list else len(values)
         raise RewardError(f"reward {name}: expected {len(queries)} scores, got {got}")
-    return [_finite(value, name, query) for value, query in zip(values, queries)]
-
-
-def _finite(value, name, query):
-    """Return `value` as a float; raise RewardError unless it is one real number that fp32 holds."""
-    with suppress(ValueError, RuntimeError, OverflowError):             # several elements; 10**400
-        number = value.item() if hasattr(value, "item") else value      # 0-d tensors, numpy scalars
-        if isinstance(number, Real) and abs(number) <= LARGEST:         # False for nan
-            return float(number)
-    raise RewardError(f"reward {name}, query {query!r:.80}: expected a finite number, got {type(value).__name__} "
-                      f"{value!r:.60}; fp32, which keeps it, ends at {LARGEST:.2g}")
+    numbers = []
+    for value, query in zip(values, queries):
+        with suppress(ValueError, RuntimeError, OverflowError):             # several elements; 10**400
+            number = value.item() if hasattr(value, "item") else value      # 0-d tensors, numpy scalars
+            if isinstance(number, Real) and abs(number) <= LARGEST:         # False for nan
+                numbers.append(float(number))
+                continue
+        raise RewardError(f"reward {name}, query {query!r:.80}: expected a finite number, got {type(value).__name__} "
+                          f"{value!r:.60}; fp32, which keeps it, ends at {LARGEST:.2g}")
+    return numbers
 
 
 class Reward:

@@ -3,8 +3,6 @@
     train_bpe(["low low lower newer"], 300).save_pretrained("tokenizer")
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

@@ -5,8 +5,6 @@ them: nothing is padding, and the model learns where texts end. A longer text go
 Left out: dropout and early stopping. The held-out loss says when a small model begins to learn by heart.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, Sequence

@@ -1,7 +1,5 @@
 """What is printed: lines, warnings, progress, updates. Printing never ends a run, and text never steers a terminal."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time
