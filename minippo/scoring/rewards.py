@@ -10,9 +10,9 @@ the better. `parse_reward` makes one from what --reward says:
     0.8*model:runs/rm + 0.2*rule:length=24    a weighted sum; its parts are logged apart
 """
 
-import importlib
 import math
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping, Set
@@ -129,18 +129,16 @@ _TERM = re.compile(r"""(?: (?P<weight> (?: \d+\.?\d* | \.\d+ ) (?: [eE][+-]?\d+ 
 _OWN = re.compile(r"(?!rule:|model:)[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")                  # module:function
 
 
-def _own_function(module_name, name):
+def _own_function(source):
     """Import a function of the user's; modules in the current folder are found first."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        function = pkgutil.resolve_name(source)
     except (Exception, SystemExit) as error:                            # whatever the module raises
-        raise ValueError(f"cannot import {module_name!r} ({type(error).__name__}: {error}); {_SOURCES}") from error
-    function = getattr(module, name, None)
+        raise ValueError(f"cannot import {source!r} ({type(error).__name__}: {error}); {_SOURCES}") from error
     if not callable(function):
-        has = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        raise ValueError(f"{module_name} has no function {name!r}, but {', '.join(has) or 'none'}")
+        raise ValueError(f"{source} is no function, but {function!r:.60}")
     return function
 
 
@@ -156,7 +154,7 @@ def _resolve(source, load_model, labels):
     if kind == "model" and rest:
         return load_model(rest)
     if _OWN.fullmatch(source):
-        return _own_function(kind, rest)
+        return _own_function(source)
     raise ValueError(f"no source {source!r}; {_SOURCES}")
 
 
