@@ -15,7 +15,7 @@ import operator
 import os
 import tempfile
 from pathlib import Path
-from typing import Iterable
+from typing import Iterable, Sequence
 
 import tiktoken
 
@@ -177,17 +177,6 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", CONFIG | ({"added_tokens_decoder": entries} if self._added else {}))
 
 
-def _load_files(vocab: Path, merges: Path, added: dict[str, tuple[int, bool]]) -> Tokenizer:
-    """A tokenizer from vocab.json and merges.txt; errors name the folder they came from."""
-    ids, (version, *lines) = read_json(vocab, MAX_FILE), read_text(merges, MAX_FILE).removesuffix("\n").split("\n")
-    try:
-        if not version.startswith("#version"):
-            raise ValueError(f"merges.txt line 1: expected '#version: 0.2', got {version[:80]!r}")
-        return Tokenizer(ids, lines, added)
-    except ValueError as error:
-        raise ValueError(f"{vocab.parent}: {error}") from None
-
-
 def _read_added(folder: Path) -> dict[str, tuple[int, bool]]:
     """text -> (id, special) of the tokens that any of MORE_FILES lists; ValueError where they contradict each other."""
     added = {}
@@ -204,12 +193,21 @@ def _read_added(folder: Path) -> dict[str, tuple[int, bool]]:
     return added
 
 
-def _load_folder(folder: Path) -> Tokenizer:
-    if missing := [name for name in FILES if not (folder / name).is_file()]:
+def _load_folder(folder: Path, names: Sequence[str] = FILES) -> Tokenizer:
+    """A tokenizer from vocab.json and merges.txt, under these names; errors name the folder."""
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise FileNotFoundError(
             f"{folder} lacks {' and '.join(missing)}. If it has a tokenizer.json, transformers writes both files: "
             f"AutoTokenizer.from_pretrained({str(folder)!r}).backend_tokenizer.model.save({str(folder)!r})")
-    return _load_files(*(folder / name for name in FILES), _read_added(folder))
+    vocab, merges = folder / names[0], folder / names[1]
+    ids, (version, *lines) = read_json(vocab, MAX_FILE), read_text(merges, MAX_FILE).removesuffix("\n").split("\n")
+    added = _read_added(folder)
+    try:
+        if not version.startswith("#version"):
+            raise ValueError(f"merges.txt line 1: expected '#version: 0.2', got {version[:80]!r}")
+        return Tokenizer(ids, lines, added)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def _load_from_tiktoken(reason: OSError) -> Tokenizer:
@@ -219,15 +217,14 @@ def _load_from_tiktoken(reason: OSError) -> Tokenizer:
     """
     cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
                  or Path(tempfile.gettempdir(), "data-gym-cache"))
-    paths = [cache / hashlib.sha1(url.encode()).hexdigest() for url, _ in GPT2_FILES.values()]
-    problems = [f"{path} does not exist or is corrupt; it should be {url} ({name}), sha256 {digest}"
-                for path, (name, (url, digest)) in zip(paths, GPT2_FILES.items())
-                if not path.is_file() or sha256(path) != digest]
-    if problems:
+    cached = [hashlib.sha1(url.encode()).hexdigest() for url, _ in GPT2_FILES.values()]
+    if problems := [f"{cache / file} does not exist or is corrupt; it should be {url} ({name}), sha256 {digest}"
+                    for file, (name, (url, digest)) in zip(cached, GPT2_FILES.items())
+                    if not (cache / file).is_file() or sha256(cache / file) != digest]:
         raise FileNotFoundError("\n  ".join([
             "GPT-2's vocabulary was found neither on the Hub nor in tiktoken's cache:", str(reason), *problems,
             "Put the two there (TIKTOKEN_CACHE_DIR names the folder), or use a model folder with vocab.json and merges.txt"]))
-    return _load_files(*paths, {})
+    return _load_folder(cache, cached)
 
 
 def _gpt2_without_tokenizer(folder: Path) -> bool:
