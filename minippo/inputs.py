@@ -76,8 +76,7 @@ def check_tokens(name: str, sequences: Sequence, vocab_size: int) -> list[Tensor
     ragged = list(flat.split([len(tokens) for tokens in checked]))
     if flat.min() < 0 or flat.max() >= vocab_size:
         i, bad = next((i, token) for i, tokens in enumerate(ragged) for token in tokens.tolist() if not 0 <= token < vocab_size)
-        raise ValueError(f"{name}[{i}]: token id {bad} is outside the vocabulary of {vocab_size} tokens; is this the model's "
-                         "own tokenizer?")
+        raise ValueError(f"{name}[{i}]: token id {bad} is outside the vocabulary of {vocab_size} tokens; the right tokenizer?")
     return ragged
 
 
@@ -110,8 +109,7 @@ def check_scores(scores: Sequence | Tensor, responses: list[Tensor]) -> Tensor:
             raise ValueError(f"scores[{i}]: expected a number or a tensor, got {type(score).__name__} {score!r:.40}")
         row = score.detach().cpu() if isinstance(score, Tensor) else torch.as_tensor(score, device="cpu")
         if row.is_complex() or not torch.isfinite(row.float()).all():
-            raise ValueError(f"scores[{i}] is not finite, or not in fp32: {row.tolist()!r:.80}; check the score function on this "
-                             "response")
+            raise ValueError(f"scores[{i}] is not finite, or not in fp32: {row.tolist()!r:.80}; look at the score function")
         rows.append(row.float())
     if all(row.numel() == 1 for row in rows):
         return torch.stack([row.reshape(()) for row in rows])
@@ -122,8 +120,7 @@ def check_scores(scores: Sequence | Tensor, responses: list[Tensor]) -> Tensor:
         elif row.shape == response.shape:
             per_token[i, :len(response)] = row
         else:
-            raise ValueError(f"scores[{i}]: expected one number, or {len(response)} per-token rewards for the {len(response)} "
-                             f"tokens of its response, got shape {tuple(row.shape)}")
+            raise ValueError(f"scores[{i}]: expected one number, or {len(response)} per-token rewards, got shape {tuple(row.shape)}")
     return per_token
 
 
@@ -131,9 +128,9 @@ def check_sampling(do_sample: bool, temperature: float, top_k: int | None, top_p
                    vocab_size: int) -> dict:
     """The settings of generation.Sampling; ValueError for what cannot be sampled from."""
     top_k, top_p = 0 if top_k is None else top_k, 1.0 if top_p is None else top_p
-    check_number("generate: temperature", temperature, "one positive number (do_sample=False takes the likeliest token)", lambda x: x > 0)
+    check_number("generate: temperature", temperature, "one positive number; do_sample=False is greedy", lambda x: x > 0)
     check_number("generate: top_p", top_p, "above 0 and at most 1, which keeps every token", lambda x: 0 < x <= 1)
-    check_number("generate: top_k", top_k, "a whole number of at least 0, which keeps every token", lambda x: x >= 0 and x == int(x))
+    check_number("generate: top_k", top_k, "a whole number of at least 0", lambda x: x >= 0 and x == int(x))
     if eos_token_id is not None:
         eos_token_id = whole("generate: eos_token_id, where it is not None,", eos_token_id)
         if not 0 <= eos_token_id < vocab_size:
@@ -219,22 +216,19 @@ def check_models(model: torch.nn.Module, ref_model: torch.nn.Module | None, opti
     """ValueError for what could not train, or would train nothing: said when a trainer is made, not in its first step."""
     for name, one in (("model", model), ("ref_model", ref_model)):
         if not (hasattr(one, "transformer") and hasattr(one, "v_head")) and not (name == "ref_model" and one is None):
-            raise ValueError(f"{name}: expected a GPT2WithValueHead, got {type(one).__name__}; GPT2WithValueHead.from_pretrained loads "
-                             "folders that transformers and TRL wrote, too")
+            raise ValueError(f"{name}: expected a GPT2WithValueHead, got {type(one).__name__}; from_pretrained makes one")
     check_precision(model)
     if ref_model is not None:
         (V, P), (ref_V, ref_P) = ((each.config.vocab_size, each.config.n_positions) for each in (model, ref_model))
         if ref_V != V or ref_P < P:
-            raise ValueError(f"the model has {V} tokens and {P} positions, the reference {ref_V} and {ref_P}: it cannot score all responses")
+            raise ValueError(f"the model has {V} tokens and {P} positions, the reference {ref_V} and {ref_P}: too few to score")
         shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in ref_model.parameters()}
         if ref_model is model or shared:
-            raise ValueError("ref_model is the model itself, or shares weights with it, and would move with it: pass "
-                             "create_reference_model(model) or None")
+            raise ValueError("ref_model shares weights with the model and would move with it: pass create_reference_model(model)")
     if optimizer is None and lr_scheduler is not None:
         raise ValueError("lr_scheduler was given without the optimizer that it schedules: pass both")
     if isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ValueError("lr_scheduler: ReduceLROnPlateau needs a metric at every step: keep it apart and call it with yours")
     own = {id(p) for p in model.parameters()}
     if optimizer is not None and any(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
-        raise ValueError("optimizer: it holds parameters that are not the model's, and would leave the model's as they are; make it "
-                         "over model.parameters()")
+        raise ValueError("optimizer: it holds parameters that are not the model's; make it over model.parameters()")

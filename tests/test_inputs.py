@@ -44,7 +44,7 @@ def tied_reference(policy):
     (lambda policy: {"model": torch.nn.Linear(2, 2)}, "model: expected a GPT2WithValueHead, got Linear"),
     (lambda policy: {"ref_model": policy.transformer}, "ref_model: expected a GPT2WithValueHead, got GPT2"),
     (lambda policy: {"ref_model": policy}, "would move with it"),
-    (lambda policy: {"ref_model": tied_reference(policy)}, "shares weights with it"),
+    (lambda policy: {"ref_model": tied_reference(policy)}, "shares weights with the model"),
     (lambda policy: {"ref_model": make_policy(vocab_size=5)}, "61 tokens and 64 positions, the reference 5 and 64"),
     (lambda policy: {"ref_model": make_policy(n_positions=32)}, "61 tokens and 64 positions, the reference 61 and 32"),
     (lambda policy: {"optimizer": torch.optim.Adam(make_policy().parameters())}, "parameters that are not the model's"),

@@ -89,8 +89,7 @@ def check_place(folder: Path) -> None:
     if not FILES <= ours:
         raise ValueError(f"{folder} is neither empty nor a checkpoint: nothing was written; choose another folder")
     if foreign := sorted(there - ours):
-        raise ValueError(f"{folder} is a checkpoint, but holds {foreign[:3]} as well, which would be lost: nothing was written; "
-                         "move that away, or choose another folder")
+        raise ValueError(f"{folder} holds {foreign[:3]} beside a checkpoint, which would be lost; move that, or choose another")
 
 
 def identity(trainer) -> dict[str, Any]:

@@ -81,16 +81,14 @@ def _mergeable_tokens(vocab: dict[str, int], merges: list[str]) -> dict[str, byt
     for line, merge in enumerate(merges, start=2):                       # line 1 of merges.txt is its version
         pair = merge.split(" ")
         if len(pair) != 2 or not all(token in tokens for token in pair):
-            raise ValueError(f"merges.txt line {line}: expected two tokens with one space between them, each of them a "
-                             f"byte or made by an earlier line, got {merge!r}")
+            raise ValueError(f"merges.txt line {line}: expected two known tokens with one space between them, got {merge!r}")
         product = "".join(pair)
         if product not in vocab or product == EOS:
             raise ValueError(f"merges.txt line {line}: {merge!r} makes {product!r}, no ordinary token of vocab.json")
         # tiktoken knows what a merge makes, not of which parts: only in the order of learning is there one way
         left, right = (tokens[token] for token in pair)
         if _merged(left + right, ranks) != [left, right]:
-            raise ValueError(f"merges.txt line {line}: {merge!r} can never take place after the lines above it; "
-                             "the merges must stand in the order in which they were learnt")
+            raise ValueError(f"merges.txt line {line}: {merge!r} can never take place here: is the order that of learning?")
         tokens[product] = left + right
         ranks[left + right] = len(ranks)
     return tokens

@@ -74,8 +74,7 @@ class RewardModel(nn.Module):
         folder = Path(folder)
         path = folder / HEAD_FILE
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} is no reward model: it has no {HEAD_FILE}; train one with "
-                                    "`python -m minippo reward-model`")
+            raise FileNotFoundError(f"{folder} is no reward model: it has no {HEAD_FILE}; `minippo reward-model` trains one")
         tokenizer = load_tokenizer(folder) if (folder / "vocab.json").is_file() else None
         model = cls(GPT2.from_pretrained(folder, device, dtype), tokenizer)
         stored, wanted = read_safetensors(path), model.head_state()
