@@ -228,20 +228,17 @@ def memory_estimate(config: BenchConfig) -> dict[str, int]:
     }
 
 
-def device_memory(config: BenchConfig) -> float:
-    """Bytes to fit into: memory_gb, or all that the device has."""
-    if config.memory_gb is not None:
-        return config.memory_gb * 1e9
-    if not config.on_cuda:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if not torch.cuda.is_available():
-        raise ValueError("there is no GPU here to ask for its memory: give --memory-gb")
-    return torch.cuda.get_device_properties(config.device or "cuda").total_memory
-
-
 def print_estimate(config: BenchConfig) -> bool:
     """Print the memory estimate as a table and as JSON; returns whether it fits, with a tenth left for all but tensors."""
-    estimate, memory = memory_estimate(config), device_memory(config)
+    estimate = memory_estimate(config)
+    if config.memory_gb is not None:
+        memory = config.memory_gb * 1e9
+    elif not config.on_cuda:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    elif torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(config.device or "cuda").total_memory
+    else:
+        raise ValueError("there is no GPU here to ask for its memory: give --memory-gb")
     fits = sum(estimate.values()) <= 0.9 * memory
     for name, size in (estimate | {"sum": sum(estimate.values())}).items():
         print(f"{name:16} {size:16,d} bytes {size / 1e9:8.2f} GB")

@@ -102,7 +102,7 @@ def receive(response, facts: dict, temp: Path, size: int | None, label: str, sta
 
 
 def fetch(url: str, temp: Path, size: int | None, label: str, token: str) -> dict[str, str]:
-    """Download `url` to `temp`, a new file, going on where it was cut off; returns the endpoint's headers, their names in lower case.
+    """Download `url` to `temp`, a new file, going on where it was cut off; returns the endpoint's headers, names in lower case.
 
     size: the bytes it must have, where they are known; label: for the progress line. OSError where it failed for good.
     """

@@ -49,11 +49,6 @@ _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 ALPHABET = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + i): byte for i, byte in enumerate(_HIDDEN)}
 
 
-def _token_bytes(token: str) -> bytes:
-    """The bytes that a token of vocab.json stands for; one with a character outside the alphabet is its own text."""
-    return bytes(map(ALPHABET.get, token)) if ALPHABET.keys() >= set(token) else token.encode("utf-8", "replace")
-
-
 def _check_vocab(vocab: dict[str, int]) -> None:
     if not isinstance(vocab, dict) or any(type(i) is not int for i in vocab.values()):
         raise ValueError("vocab.json: expected an object of token -> integer id")
@@ -126,7 +121,9 @@ class Tokenizer:
         self.vocab_size = len(vocab) + len(beyond)
         self.eos_token_id = self.bos_token_id = vocab[EOS]
         self._vocab, self._merges, self._added = vocab, merges, added
-        self._bytes_of_id = [_token_bytes(token) for token in sorted(vocab, key=vocab.get)]
+        # a token with a character outside the alphabet is its own text
+        self._bytes_of_id = [bytes(map(ALPHABET.get, token)) if ALPHABET.keys() >= set(token) else token.encode("utf-8", "replace")
+                             for token in sorted(vocab, key=vocab.get)]
         self._bytes_of_id += [text.encode("utf-8", "replace") for _, text in beyond]
         self._special = {self.eos_token_id, *(i for i, special in added.values() if special)}
         # for tiktoken a token's rank is its id; in GPT-2's vocabulary they are equal, in others they need not be
