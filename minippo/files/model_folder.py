@@ -68,7 +68,7 @@ def stored_tensors(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
     """Where each tensor of the folder's weights lies and what its file's header says of it; nothing else is read."""
     in_parts, stored = (folder / INDEX).exists() and not (folder / WEIGHTS).exists(), {}
     for file in part_names(folder / INDEX) if in_parts else [WEIGHTS]:
-        for name, info in read_header(folder / file)[0].items():
+        for name, info in read_header(folder / file).items():
             if name in stored:
                 raise ValueError(f"{folder / file}: unexpected tensor {name}, which is in {stored[name][0].name} already")
             stored[name] = folder / file, info
@@ -137,7 +137,7 @@ def read_weights(folder: Path, shapes: dict[str, tuple]) -> Iterator[tuple[str, 
 def read_value_head(folder: Path, n_embd: int) -> dict[str, Tensor] | None:
     """{"weight": (1, C), "bias": (1,)}; None where the folder has none."""
     path, head = folder / VALUE_HEAD, {}
-    stored = {name: (path, info) for name, info in read_header(path)[0].items()} if path.exists() else stored_tensors(folder)
+    stored = {name: (path, info) for name, info in read_header(path).items()} if path.exists() else stored_tensors(folder)
     if not any(name.startswith("v_head.") for name in stored):     # TRL kept it inside model.safetensors
         return None
     for leaf, shape in (("weight", (1, n_embd)), ("bias", (1,))):
