@@ -223,7 +223,7 @@ def check_models(model: torch.nn.Module, ref_model: torch.nn.Module | None, opti
         if ref_V != V or ref_P < P:
             raise ValueError(f"the model has {V} tokens and {P} positions, the reference {ref_V} and {ref_P}: they do not fit")
         shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in ref_model.parameters()}
-        if ref_model is model or shared:
+        if shared:
             raise ValueError("ref_model shares weights with the model and would move with it: pass create_reference_model(model)")
     if optimizer is None and lr_scheduler is not None:
         raise ValueError("lr_scheduler was given without the optimizer that it schedules: pass both")

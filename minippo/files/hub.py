@@ -215,12 +215,9 @@ def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional
     return snapshot
 
 
-def push_folder(folder: str | os.PathLike, repo_id: str, token: str | None = None, private: bool = False,
-                commit_message: str = "Upload with minippo") -> str:
-    """Upload a folder to the Hub, to a new repo where there is none; returns its address. token: by default the stored one."""
+def push_folder(folder: str | os.PathLike, repo_id: str, token: str | None, private: bool, commit_message: str) -> str:
+    """Upload a folder to the Hub, to a new repo where there is none; returns its address. token: None for the stored one."""
     check_repo_id(repo_id)
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} does not exist: expected a folder that save_pretrained wrote")
     try:
         import huggingface_hub
     except ImportError:
