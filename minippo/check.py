@@ -18,7 +18,6 @@ from .policy import GPT2WithValueHead, evaluate_responses, response_logprobs
 from .ppo import PPOConfig, PPOTrainer
 
 # greedy continuation of "The dog" by the public gpt2, from transformers' own tests
-GREEDY_PROMPT = [464, 3290]
 GREEDY_TOKENS = [373, 1043, 287, 257, 2214, 1474, 262, 16246, 286, 2688, 290, 2688, 27262, 13, 198, 198, 464, 3290]
 
 
@@ -102,7 +101,7 @@ def check_closed_form(device: torch.device) -> Row:
 
 
 def check_greedy(model: GPT2WithValueHead) -> Row:
-    response = model.generate([torch.tensor(GREEDY_PROMPT)], max_new_tokens=18, do_sample=False)[0].tolist()
+    response = model.generate([torch.tensor([464, 3290])], max_new_tokens=18, do_sample=False)[0].tolist()
     agreeing = next((i for i, (a, b) in enumerate(zip(response, GREEDY_TOKENS)) if a != b), len(GREEDY_TOKENS))
     return Row("gpt2: published greedy tokens reproduced", str(agreeing), str(len(GREEDY_TOKENS)), agreeing == len(GREEDY_TOKENS))
 

@@ -35,9 +35,9 @@ UNCHANGEABLE = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale
 
 def find_model(name_or_dir: str | os.PathLike) -> Path:
     """The folder of a public model or a model folder, downloaded where it must be."""
-    name, optional = str(name_or_dir), ("generation_config.json", VALUE_HEAD)       # the first for transformers
+    name = str(name_or_dir)
     try:
-        return resolve_model(name, ("config.json", WEIGHTS), optional)
+        return resolve_model(name, ("config.json", WEIGHTS), (VALUE_HEAD,))
     except FileNotFoundError as error:
         try:
             parts = part_names(resolve_model(name, ("config.json", INDEX)) / INDEX)
@@ -48,7 +48,7 @@ pytorch_model.bin is a pickle, which can run any code, and is never opened here.
     from transformers import AutoModelForCausalLM
     AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained({name!r}, safe_serialization=True)""") from None
             raise error from None
-    return resolve_model(name, ("config.json", INDEX, *parts), optional)
+    return resolve_model(name, ("config.json", INDEX, *parts), (VALUE_HEAD,))
 
 
 def part_names(index: Path) -> list[str]:

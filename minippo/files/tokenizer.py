@@ -244,7 +244,7 @@ def load_tokenizer(name_or_dir: str | os.PathLike) -> Tokenizer:
         name = "openai-community/gpt2"          # "gpt2" may be a folder here
     is_gpt2 = name in PUBLIC_MODELS or name in {model.repo for model in PUBLIC_MODELS.values()}
     try:
-        return _load_folder(resolve_model(name, FILES, () if is_gpt2 else tuple(MORE_FILES)))
+        return _load_folder(resolve_model(name, FILES, tuple(MORE_FILES)))
     except OSError as error:
         if not is_gpt2:
             raise
