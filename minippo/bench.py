@@ -290,11 +290,8 @@ def measure(config: BenchConfig) -> dict:
     start = time.perf_counter(), time.process_time()
     runs += [run_iteration(config, trainer, queries) for _ in range(config.iterations)]
     wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-    peak, prefills = peak_memory(device), []                            # before other shapes and the ceilings take theirs
-    for _ in range(config.iterations + 1):
-        start = time.perf_counter()
-        trainer.generate(queries, max_new_tokens=1, eos_token_id=None)
-        prefills.append(time.perf_counter() - start)
+    peak = peak_memory(device)                                          # before other shapes and the ceilings take theirs
+    prefill = best_seconds(lambda: trainer.generate(queries, max_new_tokens=1, eos_token_id=None), device, config.ceiling_seconds)
     del trainer
     ceilings = measure_ceilings(config.sizes, config.precision, device, config.ceiling_seconds)
     rate, bandwidth = ceilings[config.precision], max(ceilings["read"], ceilings["copy"])
@@ -313,7 +310,7 @@ def measure(config: BenchConfig) -> dict:
         "share_of_limit": {phase: limits[phase] / medians[phase] for phase in PHASES},
         "first_iteration_seconds": runs[0]["iteration"],
         "response_tokens_per_second": config.batch * config.new_tokens / medians["iteration"],
-        "decode_ms": 1000 * (medians["rollout"] - statistics.median(prefills[1:])) / steps if steps else None,
+        "decode_ms": 1000 * (medians["rollout"] - prefill) / steps if steps else None,
         "decode_limit_ms": 1000 * limits["decode"] / steps if steps else None,
         "flops_utilisation": sum(flops for flops, _ in work.values()) / medians["iteration"] / rate,
         "peak_memory_bytes": peak, "memory_at_start_bytes": at_start, "memory_estimate_bytes": sum(memory_estimate(config).values()),
