@@ -102,8 +102,7 @@ def check_closed_form(device: torch.device) -> Row:
 
 def check_greedy(model: GPT2WithValueHead) -> Row:
     response = model.generate([torch.tensor([464, 3290])], max_new_tokens=18, do_sample=False)[0].tolist()
-    agreeing = next((i for i, (a, b) in enumerate(zip(response, GREEDY_TOKENS)) if a != b), len(GREEDY_TOKENS))
-    return Row("gpt2: published greedy tokens reproduced", str(agreeing), str(len(GREEDY_TOKENS)), agreeing == len(GREEDY_TOKENS))
+    return at_most("gpt2: published greedy tokens that differ", sum(a != b for a, b in zip(response, GREEDY_TOKENS)), 0)
 
 
 def all_checks(name: str | None, device: torch.device, dtype: torch.dtype | None) -> Iterator[Row]:
@@ -123,9 +122,8 @@ def all_checks(name: str | None, device: torch.device, dtype: torch.dtype | None
     reference = [p.clone() for p in trainer.ref_model.parameters()]
     stats = trainer.step(queries, responses, [float(len(set(r.tolist()))) for r in responses])
     seconds = time.perf_counter() - start
-    log_ratio = stats["ppo/policy/ratio"][:4 * 16].log()                # the first optimizer step saw all 4 * 16 tokens
-    yield at_most("first minibatch: max |ratio - 1|", float(log_ratio.exp().sub(1).abs().max()), 0)
-    yield at_most("first minibatch: approximate KL", float(0.5 * log_ratio.square().mean()), 0)
+    ratio = stats["ppo/policy/ratio"][:4 * 16]                          # the first optimizer step saw all 4 * 16 tokens
+    yield at_most("first minibatch: max |ratio - 1|", float((ratio - 1).abs().max()), 0)
     yield at_most("KL against a fresh reference", abs(stats["objective/kl"]), 0)
     moved = sum(not torch.equal(a, b) for a, b in zip(reference, trainer.ref_model.parameters()))
     yield at_most("reference tensors moved by a step", moved, 0)

@@ -42,4 +42,4 @@ def test_a_broken_invariant_is_named(fault, monkeypatch, capsys):
 
 def test_published_greedy_tokens_are_compared(policy):
     row = check.check_greedy(make_policy(vocab_size=50257, n_embd=8, n_head=1, n_layer=1))
-    assert not row.ok and row.expected == "18"
+    assert not row.ok and int(row.value) > 0
