@@ -9,8 +9,6 @@ Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2; Radford e
 Shapes: B batch, T sequence length, S cache length, n real tokens among the B * T, C width, H heads, D = C / H head size.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -29,7 +29,8 @@ from .files.atomic import write_json
 from .fast import linear
 from .generation import KEPT_DECODERS
 from .gpt2 import GPT2Config
-from .metrics import peak_memory
+from .inputs import require
+from .metrics import Stopwatch, peak_memory
 from .policy import CHUNK_LOGITS, GPT2WithValueHead
 from .ppo import PPOConfig, PPOTrainer
 
@@ -68,22 +69,16 @@ class BenchConfig:
     memory_gb: float | None = None          # fit into this many GB; none: into the device's own memory
 
     def __post_init__(self):
-        if self.model not in SIZES:
-            raise ValueError(f"model: expected one of {', '.join(SIZES)}; got {self.model!r}")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}; got {self.dtype!r}")
-        for name in ("batch", "query_min", "new_tokens", "ppo_epochs", "mini_batch_size", "gradient_accumulation_steps", "iterations"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.warmup < 0 or not self.ceiling_seconds >= 0:
-            raise ValueError(f"warmup and ceiling_seconds cannot be negative, got {self.warmup} and {self.ceiling_seconds}")
-        if self.query_max < self.query_min:
-            raise ValueError(f"query_max must be at least query_min, which is {self.query_min}; got {self.query_max}")
-        if self.query_max + self.new_tokens > self.sizes.n_positions:
-            raise ValueError(f"query_max {self.query_max} + new_tokens {self.new_tokens} is more than the {self.sizes.n_positions} "
-                             f"positions of {self.model}")
-        if self.memory_gb is not None and not self.memory_gb > 0:
-            raise ValueError(f"memory_gb must be above 0, got {self.memory_gb}")
+        for name, known in (("model", SIZES), ("dtype", DTYPES)):
+            if getattr(self, name) not in (None, *known):
+                raise ValueError(f"{name}: expected one of {', '.join(known)}; got {getattr(self, name)!r}")
+        require(self, "batch query_min new_tokens ppo_epochs gradient_accumulation_steps iterations", "at least 1", lambda n: n >= 1)
+        require(self, "mini_batch_size", "none or at least 1", lambda n: n >= 1, optional=True)
+        require(self, "warmup ceiling_seconds", "at least 0", lambda x: x >= 0)
+        require(self, "memory_gb", "none or above 0", lambda x: x > 0, optional=True)
+        room = self.sizes.n_positions - self.new_tokens
+        require(self, "query_max", f"at least query_min, {self.query_min}, and at most the {self.sizes.n_positions} positions of "
+                f"{self.model} less new_tokens, {room}", lambda n: self.query_min <= n <= room)
 
     @property
     def sizes(self) -> GPT2Config:
@@ -173,20 +168,12 @@ def best_seconds(run: Callable[[], object], device: torch.device, budget: float)
     """The shortest time that `run` takes, tried for `budget` seconds; on CUDA between two events on the stream."""
     run()
     best, end = math.inf, time.perf_counter() + budget
-    while True:
-        if device.type == "cuda":
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record(torch.cuda.current_stream(device))             # not always the current device's: cuda:1
-            run()
-            stop.record(torch.cuda.current_stream(device))
-            stop.synchronize()
-            best = min(best, start.elapsed_time(stop) / 1000)           # it counts in milliseconds
-        else:
-            start = time.perf_counter()
-            run()
-            best = min(best, time.perf_counter() - start)
-        if time.perf_counter() >= end:
-            return best
+    while math.isinf(best) or time.perf_counter() < end:
+        clock = Stopwatch(device)
+        run()
+        clock.lap("run")
+        best = min(best, clock.seconds()["run"])
+    return best
 
 
 def measure_ceilings(sizes: GPT2Config, precision: str, device: torch.device, budget: float) -> dict[str, float]:
@@ -241,20 +228,17 @@ def memory_estimate(config: BenchConfig) -> dict[str, int]:
     }
 
 
-def device_memory(config: BenchConfig) -> float:
-    """Bytes to fit into: memory_gb, or all that the device has."""
-    if config.memory_gb is not None:
-        return config.memory_gb * 1e9
-    if not config.on_cuda:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if not torch.cuda.is_available():
-        raise ValueError("there is no GPU here to ask for its memory: give --memory-gb")
-    return torch.cuda.get_device_properties(config.device or "cuda").total_memory
-
-
 def print_estimate(config: BenchConfig) -> bool:
     """Print the memory estimate as a table and as JSON; returns whether it fits, with a tenth left for all but tensors."""
-    estimate, memory = memory_estimate(config), device_memory(config)
+    estimate = memory_estimate(config)
+    if config.memory_gb is not None:
+        memory = config.memory_gb * 1e9
+    elif not config.on_cuda:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    elif torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(config.device or "cuda").total_memory
+    else:
+        raise ValueError("there is no GPU here to ask for its memory: give --memory-gb")
     fits = sum(estimate.values()) <= 0.9 * memory
     for name, size in (estimate | {"sum": sum(estimate.values())}).items():
         print(f"{name:16} {size:16,d} bytes {size / 1e9:8.2f} GB")
@@ -290,8 +274,7 @@ def run_iteration(config: BenchConfig, trainer: PPOTrainer, queries: list[Tensor
     stats = trainer.step(queries, responses, [float(b % 2 == 0) for b in range(config.batch)])      # and so does this
     iteration = time.perf_counter() - start
     if stats["ppo/updates"] != config.updates:
-        raise FloatingPointError(f"{stats['ppo/updates']:g} of {config.updates} optimizer steps were made and the others skipped, so "
-                                 "the times mean nothing; does the model overflow in this dtype?")
+        raise FloatingPointError(f"{stats['ppo/updates']:g} of {config.updates} optimizer steps were made, so the times mean nothing")
     return {"rollout": rollout, "scoring": stats["time/ppo/forward_pass"], "update": stats["time/ppo/optimize_step"],
             "iteration": iteration}
 
@@ -307,11 +290,8 @@ def measure(config: BenchConfig) -> dict:
     start = time.perf_counter(), time.process_time()
     runs += [run_iteration(config, trainer, queries) for _ in range(config.iterations)]
     wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-    peak, prefills = peak_memory(device), []                            # before other shapes and the ceilings take theirs
-    for _ in range(config.iterations + 1):
-        start = time.perf_counter()
-        trainer.generate(queries, max_new_tokens=1, eos_token_id=None)
-        prefills.append(time.perf_counter() - start)
+    peak = peak_memory(device)                                          # before other shapes and the ceilings take theirs
+    prefill = best_seconds(lambda: trainer.generate(queries, max_new_tokens=1, eos_token_id=None), device, config.ceiling_seconds)
     del trainer
     ceilings = measure_ceilings(config.sizes, config.precision, device, config.ceiling_seconds)
     rate, bandwidth = ceilings[config.precision], max(ceilings["read"], ceilings["copy"])
@@ -330,7 +310,7 @@ def measure(config: BenchConfig) -> dict:
         "share_of_limit": {phase: limits[phase] / medians[phase] for phase in PHASES},
         "first_iteration_seconds": runs[0]["iteration"],
         "response_tokens_per_second": config.batch * config.new_tokens / medians["iteration"],
-        "decode_ms": 1000 * (medians["rollout"] - statistics.median(prefills[1:])) / steps if steps else None,
+        "decode_ms": 1000 * (medians["rollout"] - prefill) / steps if steps else None,
         "decode_limit_ms": 1000 * limits["decode"] / steps if steps else None,
         "flops_utilisation": sum(flops for flops, _ in work.values()) / medians["iteration"] / rate,
         "peak_memory_bytes": peak, "memory_at_start_bytes": at_start, "memory_estimate_bytes": sum(memory_estimate(config).values()),
@@ -339,11 +319,10 @@ def measure(config: BenchConfig) -> dict:
 
 
 def print_result(config: BenchConfig, result: dict) -> None:
-    """A table to read, a Markdown row to keep, and the JSON object with all of it."""
-    workload = (f"{config.model}, batch {config.batch}, queries {config.query_min}-{config.query_max}, {config.new_tokens} new tokens, "
-                f"{config.ppo_epochs} epochs, {config.updates} optimizer steps, {config.precision}")
-    machine = f"{result['machine']}, torch {result['torch']}, {result['date']}"
-    print(f"{workload}\n{machine}\n")
+    """A table to read, and the JSON object with all of it."""
+    print(f"{config.model}, batch {config.batch}, queries {config.query_min}-{config.query_max}, {config.new_tokens} new tokens, "
+          f"{config.ppo_epochs} epochs, {config.updates} optimizer steps, {config.precision}")
+    print(f"{result['machine']}, torch {result['torch']}, {result['date']}\n")
     print("ceilings        " + "   ".join(f"{name} {rate / 1e9:,.0f} {'GB/s' if name in ('read', 'copy') else 'GFLOP/s'}"
                                           for name, rate in result["ceilings"].items()))
     print(f"{'seconds':15} {'median':>9} {'min':>9} {'max':>9} {'limit':>9}   of the limit")
@@ -360,11 +339,7 @@ def print_result(config: BenchConfig, result: dict) -> None:
     if not config.on_cuda:
         busy = " (the machine was busy with other things: measure again)" * (result["cores_used"] < 0.9 * torch.get_num_threads())
         print(f"cores used      {result['cores_used']:.2f} of {torch.get_num_threads()}{busy}")
-    row = [workload, machine, *(f"{result['seconds'][phase]['median']:.3f}" for phase in PHASES),
-           f"{result['share_of_limit']['iteration']:.0%}", f"{result['response_tokens_per_second']:,.0f}",
-           f"{result['peak_memory_bytes'] / 1e9:.2f}"]
-    print("\n| workload | machine | rollout s | scoring s | update s | iteration s | of the limit | tokens/s | peak GB |\n"
-          + "|---" * len(row) + "|\n| " + " | ".join(row) + " |\n\n" + json.dumps(result))
+    print("\n" + json.dumps(result))
 
 
 def run_bench(config: BenchConfig) -> int:

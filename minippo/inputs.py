@@ -4,8 +4,6 @@ Everything here works from numbers such as vocab_size and n_positions, not from 
 and what to do.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 import warnings
@@ -16,13 +14,25 @@ import torch
 from torch import Tensor
 
 
+def check_number(name: str, value, wanted: str, holds: Callable[[float], bool]) -> None:
+    """ValueError for anything but a finite number for which `holds` does."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not holds(value):
+        raise ValueError(f"{name} must be {wanted}, got {value!r:.80}")
+
+
 def require(settings, names: str, wanted: str, holds: Callable[[float], bool], optional: bool = False) -> None:
-    """ValueError for the first of these fields of a configuration that is not a finite number for which `holds` does."""
+    """check_number for these fields of a configuration; an optional one may be None."""
     for name in names.split():
-        value = getattr(settings, name)
-        number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-        if not (number and holds(value)) and not (optional and value is None):
-            raise ValueError(f"{type(settings).__name__}: {name} must be {wanted}, got {value!r}")
+        if (value := getattr(settings, name)) is not None or not optional:
+            check_number(f"{type(settings).__name__}: {name}", value, wanted, holds)
+
+
+def whole(name: str, value) -> int:
+    """A whole number, also of numpy or as a tensor, as an int; ValueError for all else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, got {value!r:.80}") from None
 
 
 def check_ppo_config(config, kinds_of_kl: tuple[str, ...]) -> None:
@@ -50,11 +60,10 @@ def check_ppo_config(config, kinds_of_kl: tuple[str, ...]) -> None:
 
 def check_tokens(name: str, sequences: Sequence, vocab_size: int) -> list[Tensor]:
     """`sequences` as a list of non-empty 1-D int64 CPU tensors, every token inside the vocabulary; ValueError otherwise."""
-    if isinstance(sequences, Tensor):
-        advice = "wrap it in a list" if sequences.dim() < 2 else "cut its rows to their lengths: padding would be read as tokens"
-        raise ValueError(f"{name}: expected a list of 1-D token tensors, got one tensor of shape {tuple(sequences.shape)}; {advice}")
     if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Sequence):
-        raise ValueError(f"{name}: expected a list of 1-D token tensors, got {type(sequences).__name__}")
+        got = f"one tensor of shape {tuple(sequences.shape)}" if isinstance(sequences, Tensor) else type(sequences).__name__
+        raise ValueError(f"{name}: expected a list of 1-D token tensors, got {got}; put a single sequence into a list, and cut the rows "
+                         "of a padded tensor to their lengths: padding would be read as tokens")
     if len(sequences) == 0:
         raise ValueError(f"{name}: expected at least one sequence, got an empty list")
     checked: list[Tensor] = []
@@ -74,8 +83,7 @@ def check_tokens(name: str, sequences: Sequence, vocab_size: int) -> list[Tensor
     ragged = list(flat.split([len(tokens) for tokens in checked]))
     if flat.min() < 0 or flat.max() >= vocab_size:
         i, bad = next((i, token) for i, tokens in enumerate(ragged) for token in tokens.tolist() if not 0 <= token < vocab_size)
-        raise ValueError(f"{name}[{i}]: token id {bad} is outside the vocabulary of {vocab_size} tokens; is this the model's "
-                         "own tokenizer?")
+        raise ValueError(f"{name}[{i}]: token id {bad} is outside the vocabulary of {vocab_size} tokens; the right tokenizer?")
     return ragged
 
 
@@ -118,8 +126,7 @@ def check_scores(scores: Sequence | Tensor, responses: list[Tensor]) -> Tensor:
             raise ValueError(f"scores[{i}]: expected a number or a tensor, got {type(score).__name__} {score!r:.40}")
         row = score.detach().cpu() if isinstance(score, Tensor) else torch.as_tensor(score, device="cpu")
         if row.is_complex() or not torch.isfinite(row.float()).all():
-            raise ValueError(f"scores[{i}] is not finite, or not in fp32: {row.tolist()!r:.80}; check the score function on this "
-                             "response")
+            raise ValueError(f"scores[{i}] is not finite, or not in fp32: {row.tolist()!r:.80}; look at the score function")
         rows.append(row.float())
     if all(row.numel() == 1 for row in rows):
         return torch.stack([row.reshape(()) for row in rows])
@@ -130,8 +137,7 @@ def check_scores(scores: Sequence | Tensor, responses: list[Tensor]) -> Tensor:
         elif row.shape == response.shape:
             per_token[i, :len(response)] = row
         else:
-            raise ValueError(f"scores[{i}]: expected one number, or {len(response)} per-token rewards for the {len(response)} "
-                             f"tokens of its response, got shape {tuple(row.shape)}")
+            raise ValueError(f"scores[{i}]: expected one number, or {len(response)} per-token rewards, got shape {tuple(row.shape)}")
     return per_token
 
 
@@ -139,18 +145,11 @@ def check_sampling(do_sample: bool, temperature: float, top_k: int | None, top_p
                    vocab_size: int) -> dict:
     """The settings of generation.Sampling; ValueError for what cannot be sampled from."""
     top_k, top_p = 0 if top_k is None else top_k, 1.0 if top_p is None else top_p
-    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
-        raise ValueError(f"generate: temperature must be one positive number, got {temperature!r}; "
-                         "for the most likely token use do_sample=False")
-    if not isinstance(top_p, Real) or not 0 < top_p <= 1:
-        raise ValueError(f"generate: top_p must lie in (0, 1], got {top_p!r}; 1.0 keeps every token")
-    if not isinstance(top_k, Real) or not 0 <= top_k < math.inf or top_k != int(top_k):
-        raise ValueError(f"generate: top_k must be a whole number >= 0, got {top_k!r}; 0 keeps every token")
+    check_number("generate: temperature", temperature, "one positive number; do_sample=False is greedy", lambda x: x > 0)
+    check_number("generate: top_p", top_p, "above 0 and at most 1, which keeps every token", lambda x: 0 < x <= 1)
+    check_number("generate: top_k", top_k, "a whole number of at least 0", lambda x: x >= 0 and x == int(x))
     if eos_token_id is not None:
-        try:
-            eos_token_id = operator.index(eos_token_id)
-        except TypeError:
-            raise ValueError(f"generate: expected one eos_token_id or None, got {eos_token_id!r}") from None
+        eos_token_id = whole("generate: eos_token_id, where it is not None,", eos_token_id)
         if not 0 <= eos_token_id < vocab_size:
             raise ValueError(f"generate: eos_token_id {eos_token_id} is outside the vocabulary of {vocab_size} tokens")
     return {"do_sample": bool(do_sample), "temperature": float(temperature), "top_k": int(top_k), "top_p": float(top_p),
@@ -161,18 +160,11 @@ def check_limits(queries: list[Tensor], max_new_tokens: int | Sequence[int], min
                  n_positions: int) -> tuple[list[int], list[int]]:
     """Most and fewest new tokens of each row; ValueError where they contradict each other or the model's positions."""
     several = isinstance(max_new_tokens, Sequence) or getattr(max_new_tokens, "ndim", 0) > 0
-    try:
-        limits = [operator.index(n) for n in (max_new_tokens if several else [max_new_tokens] * len(queries))]
-    except TypeError as error:
-        raise ValueError("generate: max_new_tokens must be a whole number, or a list of one for each query, "
-                         f"got {max_new_tokens!r}") from error
+    limits = [whole("generate: max_new_tokens", n) for n in (max_new_tokens if several else [max_new_tokens] * len(queries))]
     if len(limits) != len(queries):
         raise ValueError(f"generate: got {len(limits)} values of max_new_tokens for {len(queries)} queries")
-    try:
-        fewest, shortest = operator.index(min_new_tokens or 0), operator.index(-1 if min_length is None else min_length)
-    except TypeError as error:
-        raise ValueError("generate: min_new_tokens and min_length must be whole numbers, "
-                         f"got {min_new_tokens!r} and {min_length!r}") from error
+    fewest = whole("generate: min_new_tokens", min_new_tokens or 0)
+    shortest = whole("generate: min_length", -1 if min_length is None else min_length)
     min_new = [max(0, fewest, shortest - len(query)) for query in queries]
     for i, (query, limit) in enumerate(zip(queries, limits)):
         if limit < 1:
@@ -195,8 +187,7 @@ def pad_right(sequences: list[Tensor]) -> Tensor:
 
 def check_temperature(temperature: float, sampled_at: float) -> float:
     """The temperature to score at; warns where the latest responses were sampled at another."""
-    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
-        raise ValueError(f"step: temperature must be one positive number, got {temperature!r}")
+    check_number("step: temperature", temperature, "one positive number", lambda x: x > 0)
     if temperature != sampled_at:
         warnings.warn(f"the latest responses were sampled at temperature {sampled_at:g}, but step() scores at {temperature:g}: give it "
                       "their temperature, or set PPOConfig.temperature for both", stacklevel=5)
@@ -242,24 +233,19 @@ def check_models(model: torch.nn.Module, ref_model: torch.nn.Module | None, opti
     """ValueError for what could not train, or would train nothing: said when a trainer is made, not in its first step."""
     for name, one in (("model", model), ("ref_model", ref_model)):
         if not (hasattr(one, "transformer") and hasattr(one, "v_head")) and not (name == "ref_model" and one is None):
-            raise ValueError(f"{name}: expected a GPT2WithValueHead, got {type(one).__name__}; GPT2WithValueHead.from_pretrained loads "
-                             "folders that transformers and TRL wrote, too")
+            raise ValueError(f"{name}: expected a GPT2WithValueHead, got {type(one).__name__}; from_pretrained makes one")
     check_precision(model)
     if ref_model is not None:
-        if ref_model.config.vocab_size != model.config.vocab_size:
-            raise ValueError(f"the model has {model.config.vocab_size} tokens, the reference {ref_model.config.vocab_size}")
-        if ref_model.config.n_positions < model.config.n_positions:
-            raise ValueError(f"the model has {model.config.n_positions} positions, the reference only {ref_model.config.n_positions}: "
-                             "it could not score the longest responses")
+        (V, P), (ref_V, ref_P) = ((each.config.vocab_size, each.config.n_positions) for each in (model, ref_model))
+        if ref_V != V or ref_P < P:
+            raise ValueError(f"the model has {V} tokens and {P} positions, the reference {ref_V} and {ref_P}: they do not fit")
         shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in ref_model.parameters()}
-        if ref_model is model or shared:
-            raise ValueError("ref_model is the model itself, or shares weights with it, and would move with it: pass "
-                             "create_reference_model(model) or None")
+        if shared:
+            raise ValueError("ref_model shares weights with the model and would move with it: pass create_reference_model(model)")
     if optimizer is None and lr_scheduler is not None:
         raise ValueError("lr_scheduler was given without the optimizer that it schedules: pass both")
     if isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ValueError("lr_scheduler: ReduceLROnPlateau needs a metric at every step: keep it apart and call it with yours")
     own = {id(p) for p in model.parameters()}
     if optimizer is not None and any(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
-        raise ValueError("optimizer: it holds parameters that are not the model's, and would leave the model's as they are; make it "
-                         "over model.parameters()")
+        raise ValueError("optimizer: it holds parameters that are not the model's; make it over model.parameters()")

@@ -4,8 +4,6 @@
 the statistic.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import sys

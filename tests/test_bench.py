@@ -210,8 +210,6 @@ def test_a_tiny_run(capsys, tmp_path):
     assert result["peak_memory_bytes"] >= result["memory_at_start_bytes"] > 2e7                 # Python and PyTorch at least
     for line in ("rollout", "scoring", "update", "iteration", "first iteration", "decode", "throughput", "peak memory", "cores used"):
         assert any(row.startswith(line) for row in text.splitlines()), line
-    head, rule, row = (line for line in text.splitlines() if line.startswith("|"))
-    assert head.count("|") == rule.count("|") == row.count("|") and f"{seconds['iteration']:.3f}" in row
 
 
 def test_warmup_is_left_out_and_the_first_iteration_told_apart(monkeypatch):
@@ -241,8 +239,8 @@ def test_times_of_skipped_steps_are_refused():
 
 @pytest.mark.parametrize("settings, message", [
     ({"model": "gpt3"}, "gpt2-xl, tiny; got 'gpt3'"), ({"dtype": "fp8"}, "float32, bfloat16, float16; got 'fp8'"), ({"batch": 0}, "batch must be at least 1, got 0"),
-    ({"mini_batch_size": 0}, "mini_batch_size"), ({"warmup": -1}, "negative, got -1"), ({"query_max": 7}, "query_min, which is 8; got 7"),
-    ({"query_max": 1010}, "1010 .* 24 is more than the 1024 positions"), ({"memory_gb": 0.0}, "memory_gb must be above 0"),
+    ({"mini_batch_size": 0}, "mini_batch_size"), ({"warmup": -1}, "warmup must be at least 0, got -1"), ({"query_max": 7}, "at least query_min, 8, .* got 7"),
+    ({"query_max": 1010}, "at most the 1024 positions of gpt2 less new_tokens, 1000, got 1010"), ({"memory_gb": 0.0}, "memory_gb must be none or above 0"),
 ])
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):

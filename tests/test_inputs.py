@@ -44,9 +44,9 @@ def tied_reference(policy):
     (lambda policy: {"model": torch.nn.Linear(2, 2)}, "model: expected a GPT2WithValueHead, got Linear"),
     (lambda policy: {"ref_model": policy.transformer}, "ref_model: expected a GPT2WithValueHead, got GPT2"),
     (lambda policy: {"ref_model": policy}, "would move with it"),
-    (lambda policy: {"ref_model": tied_reference(policy)}, "shares weights with it"),
-    (lambda policy: {"ref_model": make_policy(vocab_size=5)}, "61 tokens, the reference 5"),
-    (lambda policy: {"ref_model": make_policy(n_positions=32)}, "64 positions, the reference only 32"),
+    (lambda policy: {"ref_model": tied_reference(policy)}, "shares weights with the model"),
+    (lambda policy: {"ref_model": make_policy(vocab_size=5)}, "61 tokens and 64 positions, the reference 5 and 64"),
+    (lambda policy: {"ref_model": make_policy(n_positions=32)}, "61 tokens and 64 positions, the reference 61 and 32"),
     (lambda policy: {"optimizer": torch.optim.Adam(make_policy().parameters())}, "parameters that are not the model's"),
     (lambda policy: {"model": policy.half()}, "is torch.float16, expected fp32 weights"),
     (lambda policy: {"model": policy.to(torch.bfloat16)}, "is torch.bfloat16, expected fp32 weights")])
@@ -103,8 +103,8 @@ def test_numbers_and_per_token_rewards_may_be_mixed():
 
 
 @pytest.mark.parametrize("kwargs, message", [
-    ({"min_new_tokens": "3"}, "must be whole numbers"), ({"top_k": math.inf}, "top_k must be a whole number"),
-    ({"eos_token_id": "2"}, "expected one eos_token_id"), ({"top_p": "0.9"}, "top_p must lie in"), ({"temperature": "1"}, "temperature")])
+    ({"min_new_tokens": "3"}, "min_new_tokens must be a whole number"), ({"top_k": math.inf}, "top_k must be a whole number"),
+    ({"eos_token_id": "2"}, "eos_token_id, .* must be a whole number"), ({"top_p": "0.9"}, "top_p must be above 0"), ({"temperature": "1"}, "temperature")])
 def test_settings_of_another_type_are_named(policy, kwargs, message):
     with pytest.raises(ValueError, match=message):
         policy.generate(QUERIES, **kwargs)

@@ -494,7 +494,7 @@ def test_trainer_refuses_what_cannot_work():
     model = make_policy()
     with pytest.raises(ValueError, match="would move with it"):
         PPOTrainer(PPOConfig(), model, ref_model=model)
-    with pytest.raises(ValueError, match="61 tokens, the reference 5"):
+    with pytest.raises(ValueError, match="61 tokens and 64 positions, the reference 5 and 64"):
         PPOTrainer(PPOConfig(), model, ref_model=make_policy(vocab_size=5))
     with pytest.raises(ValueError, match="without the optimizer"):
         PPOTrainer(PPOConfig(), model, lr_scheduler=object())

@@ -4,8 +4,6 @@ A reader sees the old one or the new one, never half of either, also when the po
 has a name that nobody else gives, see TEMPORARY, and can be removed without touching anything foreign. A link stays a link.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -125,11 +123,10 @@ def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
 def find_folder(folder: str | os.PathLike) -> Path:
     """`folder`, put back if a crash came between setting the old one aside and putting the new one in its place."""
     folder = Path(os.path.realpath(folder))
-    if not folder.exists() and folder.parent.is_dir():
-        asides = [path for path in folder.parent.iterdir()
-                  if (match := TEMPORARY.fullmatch(path.name)) and match.groups() == (folder.name, "old")]
-        if asides:
-            os.rename(max(asides, key=lambda path: path.stat().st_mtime), folder)
+    asides = [path for path in folder.parent.glob("*")
+              if (match := TEMPORARY.fullmatch(path.name)) and match.groups() == (folder.name, "old")]
+    if asides and not folder.exists():
+        os.rename(max(asides, key=lambda path: path.stat().st_mtime), folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     return folder

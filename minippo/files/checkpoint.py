@@ -9,8 +9,6 @@ No pickle: JSON keeps the types that a state_dict has, see `pack`. A checkpoint 
 fixed kl_coef are those of the trainer that loads it; where a scheduler moves it, the learning rate is state.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import os
@@ -70,13 +68,12 @@ def verify_folder(folder: str | os.PathLike) -> dict:
         raise FileNotFoundError(f"{folder} holds no manifest.json, so it is no checkpoint of minippo")
     try:
         manifest = read_json(folder / "manifest.json")
-        listed = {name: manifest["files"][name] for name in sorted(FILES | manifest["files"].keys())}
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in listed.items()}
+        files = {name: manifest["files"][name] for name in sorted(FILES | manifest["files"].keys())}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'manifest.json'} is damaged ({error!r}); use an earlier checkpoint") from error
-    for name, (size, digest) in files.items():
+    for name, entry in files.items():
         path = folder / name
-        if Path(name).name != name or not path.is_file() or path.stat().st_size != size or sha256(path) != digest:
+        if Path(name).name != name or not path.is_file() or entry != {"bytes": path.stat().st_size, "sha256": sha256(path)}:
             raise ValueError(f"{path} is damaged: it is not the file of the manifest; use an earlier checkpoint")
     return manifest
 
@@ -92,8 +89,7 @@ def check_place(folder: Path) -> None:
     if not FILES <= ours:
         raise ValueError(f"{folder} is neither empty nor a checkpoint: nothing was written; choose another folder")
     if foreign := sorted(there - ours):
-        raise ValueError(f"{folder} is a checkpoint, but holds {foreign[:3]} as well, which would be lost: nothing was written; "
-                         "move that away, or choose another folder")
+        raise ValueError(f"{folder} holds {foreign[:3]} beside a checkpoint, which would be lost; move that, or choose another")
 
 
 def identity(trainer) -> dict[str, Any]:

@@ -6,8 +6,6 @@ A download that was cut off goes on with Range, as long as the server still has 
 It is bounded: in retries, in bytes, and in time, see the numbers below. hub.py checks the hash and gives the file its name.
 """
 
-from __future__ import annotations
-
 import http.client
 import os
 import sys
@@ -38,26 +36,22 @@ def say(text: str, end: str = "\n") -> None:
         pass
 
 
-class AsItIs(urllib.request.HTTPErrorProcessor):
-    """Every answer is one: no status raises, and no redirect is followed unseen."""
-    def http_response(self, request, response):
-        return response
-    https_response = http_response
-
-
 def request(url: str, position: int, token: str):
     """GET `url` from byte `position` on; returns the response, its status 200 or 206, and the endpoint's own headers.
 
     Large files are redirected to a storage host: commit, size and hash are headers of the redirect; the token must not follow.
     """
     home, facts, timeout = urlsplit(url)[:2], {}, float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or 10)
+    opener = urllib.request.OpenerDirector()                                # every answer is one: no status raises, and no
+    for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+        opener.add_handler(handler())                                       # redirect is followed unseen
     for _ in range(10):
         token = token if urlsplit(url)[:2] == home else ""                  # (scheme, host:port); and it does not come back
         headers = {"User-Agent": "minippo", "Accept-Encoding": "identity"}
         headers |= {"Authorization": f"Bearer {token}"} if token else {}
         headers |= {"Range": f"bytes={position}-"} if position else {}
         try:
-            response = urllib.request.build_opener(AsItIs).open(urllib.request.Request(url, headers=headers), timeout=timeout)
+            response = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.URLError) and not position:       # no connection at all: say so at once
                 raise ConnectionError(f"cannot reach {url}: {error.reason}; the path of a folder needs no network") from error
@@ -108,13 +102,12 @@ def receive(response, facts: dict, temp: Path, size: int | None, label: str, sta
 
 
 def fetch(url: str, temp: Path, size: int | None, label: str, token: str) -> dict[str, str]:
-    """Download `url` to `temp`, going on where it was cut off; returns the endpoint's headers, their names in lower case.
+    """Download `url` to `temp`, a new file, going on where it was cut off; returns the endpoint's headers, names in lower case.
 
     size: the bytes it must have, where they are known; label: for the progress line. OSError where it failed for good.
     """
-    started, failures, farthest, version = time.monotonic(), 0, 0, None
+    started, failures, done, farthest, version = time.monotonic(), 0, 0, 0, None
     while True:
-        done = temp.stat().st_size if temp.exists() else 0
         try:
             response, facts = request(url, done, token)
             with response:

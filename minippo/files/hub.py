@@ -15,15 +15,12 @@ Left out: looking for a newer commit than the cached one, since a model should n
 processes that want the same file both fetch it, and one blob stands at the end.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import urllib.error
 import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 from .atomic import sha256, sync, write_text
 from .download import fetch, say
@@ -38,23 +35,19 @@ REFUSALS = {
 }
 
 
-@dataclass(frozen=True)
-class HubModel:
+class HubModel(NamedTuple):
     """A repo of the Hub, and what is known of it: file name -> (bytes, sha256), None where no value is published."""
     repo: str
     revision: str = "main"
-    files: dict[str, tuple] = field(default_factory=dict)    # all that minippo may ask for; empty: contents not known
+    files: dict[str, tuple] = {}             # all that minippo may ask for; empty: contents not known
 
 
 COMMON = {
-    "generation_config.json": (124, "b90eadacf585a743a30ea51e8b5c88b8d282a2a34dc0c7e556d0987cdbd68805"),
-    "tokenizer_config.json": (26, "5e04eb606e3a1583530a42e36c2a6b6615c86f34fe77e44d9ddeb43ff940931f"),
     "vocab.json": (1042301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
     "merges.txt": (456318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
 }
 PUBLIC_MODELS = {    # at a pinned revision, and known by their bytes: a cached file of another size or hash does not count
     "gpt2": HubModel("openai-community/gpt2", "607a30d783dfa663caf39e06633721c8d4cfcd7e", COMMON | {
-        "generation_config.json": (124, "ed0b32ac72c0f5f44a719abb2d7786ea5146c871f83717b7f2018065954de02b"),
         "config.json": (665, "0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4"),
         "model.safetensors": (548105171, "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707")}),
     "gpt2-medium": HubModel("openai-community/gpt2-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da", COMMON | {
@@ -88,17 +81,6 @@ def hf_path(rest: str, *names: str) -> Path:
 
 def storage_of(repo: str) -> Path:
     return hf_path("hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE") / ("models--" + repo.replace("/", "--"))
-
-
-def stored_token() -> str:
-    path = hf_path("token", "HF_TOKEN_PATH")
-    token = os.environ.get("HF_TOKEN") or (path.read_text() if path.is_file() else "")
-    return "".join(token.split())               # a line break would end up, with the token, in http.client's error message
-
-
-def offline() -> bool:
-    switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    return any(switch.upper() in ("1", "ON", "YES", "TRUE") for switch in switches)
 
 
 def refusal(what: str, status: int | None, reason: object) -> OSError:
@@ -142,9 +124,11 @@ def download_file(storage: Path, repo: str, revision: str, name: str, size: int 
     if not endpoint.startswith(("https://", "http://")):
         raise ValueError(f"HF_ENDPOINT is {endpoint!r}, expected an address that starts with https:// or http://")
     url = f"{endpoint}/{repo}/resolve/{revision}/{name}"
-    temp = storage / "blobs" / f"{uuid.uuid4().hex}.incomplete"
+    file, temp = hf_path("token", "HF_TOKEN_PATH"), storage / "blobs" / f"{uuid.uuid4().hex}.incomplete"
+    token = os.environ.get("HF_TOKEN") or (file.read_text() if file.is_file() else "")
     try:
-        facts = fetch(url, temp, size, f"{repo}/{name}", stored_token())
+        # split: a line break would end up, with the token, in http.client's error message
+        facts = fetch(url, temp, size, f"{repo}/{name}", "".join(token.split()))
         sync(temp)
         commit = facts.get("x-repo-commit", "") if revision == "main" else revision
         if not PLAIN.fullmatch(commit):
@@ -213,26 +197,24 @@ def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional
             model, repos = public, (public.repo, short)     # the cache may have it under either name
     optional = [name for name in optional if name in model.files or not model.files]
     snapshot, seen = find_cached(repos, model, files)
-    if snapshot is None and offline():
-        raise FileNotFoundError(f"{name} is not cached ({'; '.join(seen)}), and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE "
-                                f"is set: unset it, or put {', '.join(files)} into a folder and give its path")
+    if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")):
+        if snapshot is None:
+            raise FileNotFoundError(f"{name} is not cached ({'; '.join(seen)}), and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE "
+                                    f"is set: unset it, or put {', '.join(files)} into a folder and give its path")
+        return snapshot
     if snapshot is None:
         return download(storage_of(model.repo), model, files, optional)
-    if not offline():
-        known = model.files if snapshot.name == model.revision else {}
-        try:
-            download(snapshot.parents[1], HubModel(model.repo, snapshot.name, known), (), optional)
-        except OSError as error:        # no network, a cache that is read-only: what must be there is there
-            say(f"{snapshot}: going on without {', '.join(optional)}, as far as they are not there ({error})")
+    known = model.files if snapshot.name == model.revision else {}
+    try:
+        download(snapshot.parents[1], HubModel(model.repo, snapshot.name, known), (), optional)
+    except OSError as error:            # no network, a cache that is read-only: what must be there is there
+        say(f"{snapshot}: going on without {', '.join(optional)}, as far as they are not there ({error})")
     return snapshot
 
 
-def push_folder(folder: str | os.PathLike, repo_id: str, token: str | None = None, private: bool = False,
-                commit_message: str = "Upload with minippo") -> str:
-    """Upload a folder to the Hub, to a new repo where there is none; returns its address. token: by default the stored one."""
+def push_folder(folder: str | os.PathLike, repo_id: str, token: str | None, private: bool, commit_message: str) -> str:
+    """Upload a folder to the Hub, to a new repo where there is none; returns its address. token: None for the stored one."""
     check_repo_id(repo_id)
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} does not exist: expected a folder that save_pretrained wrote")
     try:
         import huggingface_hub
     except ImportError:

@@ -11,8 +11,6 @@ Read as well: names without the prefix, mask buffers of old files, an lm_head th
 inside model.safetensors as TRL kept it, weights in parts that model.safetensors.index.json lists.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
@@ -37,9 +35,9 @@ UNCHANGEABLE = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale
 
 def find_model(name_or_dir: str | os.PathLike) -> Path:
     """The folder of a public model or a model folder, downloaded where it must be."""
-    name, optional = str(name_or_dir), ("generation_config.json", VALUE_HEAD)       # the first for transformers
+    name = str(name_or_dir)
     try:
-        return resolve_model(name, ("config.json", WEIGHTS), optional)
+        return resolve_model(name, ("config.json", WEIGHTS), (VALUE_HEAD,))
     except FileNotFoundError as error:
         try:
             parts = part_names(resolve_model(name, ("config.json", INDEX)) / INDEX)
@@ -50,7 +48,7 @@ pytorch_model.bin is a pickle, which can run any code, and is never opened here.
     from transformers import AutoModelForCausalLM
     AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained({name!r}, safe_serialization=True)""") from None
             raise error from None
-    return resolve_model(name, ("config.json", INDEX, *parts), optional)
+    return resolve_model(name, ("config.json", INDEX, *parts), (VALUE_HEAD,))
 
 
 def part_names(index: Path) -> list[str]:
@@ -70,7 +68,7 @@ def stored_tensors(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
     """Where each tensor of the folder's weights lies and what its file's header says of it; nothing else is read."""
     in_parts, stored = (folder / INDEX).exists() and not (folder / WEIGHTS).exists(), {}
     for file in part_names(folder / INDEX) if in_parts else [WEIGHTS]:
-        for name, info in read_header(folder / file)[0].items():
+        for name, info in read_header(folder / file).items():
             if name in stored:
                 raise ValueError(f"{folder / file}: unexpected tensor {name}, which is in {stored[name][0].name} already")
             stored[name] = folder / file, info
@@ -139,7 +137,7 @@ def read_weights(folder: Path, shapes: dict[str, tuple]) -> Iterator[tuple[str, 
 def read_value_head(folder: Path, n_embd: int) -> dict[str, Tensor] | None:
     """{"weight": (1, C), "bias": (1,)}; None where the folder has none."""
     path, head = folder / VALUE_HEAD, {}
-    stored = {name: (path, info) for name, info in read_header(path)[0].items()} if path.exists() else stored_tensors(folder)
+    stored = {name: (path, info) for name, info in read_header(path).items()} if path.exists() else stored_tensors(folder)
     if not any(name.startswith("v_head.") for name in stored):     # TRL kept it inside model.safetensors
         return None
     for leaf, shape in (("weight", (1, n_embd)), ("bias", (1,))):
@@ -174,10 +172,9 @@ def write_model(folder: Path, config: dict, weights: dict[str, Tensor], v_head: 
     eos = config["eos_token_id"] if eos is None else eos
     eos = 50256 if eos is None and config["vocab_size"] == 50257 else eos                  # GPT-2's <|endoftext|>
     stored = {f"transformer.{name}": p.detach().T if name.endswith(TRANSPOSED) else p.detach() for name, p in weights.items()}
-    write_safetensors(folder / WEIGHTS, stored, {"format": "pt"})              # transformers asks for the format
+    write_safetensors(folder / WEIGHTS, stored)
     if v_head is not None:
-        head = {f"v_head.summary.{name}": p.detach() for name, p in v_head.items()}
-        write_safetensors(folder / VALUE_HEAD, head, {"format": "pt"})
+        write_safetensors(folder / VALUE_HEAD, {f"v_head.summary.{name}": p.detach() for name, p in v_head.items()})
     write_json(folder / "config.json", {name: config[name] for name in (*SIZES, "layer_norm_epsilon")} | {
         "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": eos,
         "embd_pdrop": 0.1, "eos_token_id": eos, "initializer_range": 0.02, "model_type": "gpt2", "n_ctx": config["n_positions"],

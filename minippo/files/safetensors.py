@@ -13,8 +13,6 @@ no name is used as a path. What the safetensors package 0.8.0 refuses is refused
 4. types that nothing here computes with, such as F8_E4M3.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -79,16 +77,15 @@ def tensor_info(name: str, entry: object, data_start: int) -> TensorInfo:
     return TensorInfo(DTYPES[dtype], tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
-def parse(header: bytes, file_size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors in file order and the metadata; raises ValueError or RecursionError."""
+def parse(header: bytes, file_size: int) -> dict[str, TensorInfo]:
+    """The tensors in file order; raises ValueError or RecursionError."""
     check(len(header) <= MAX_HEADER, f"a header of {len(header):,} bytes, expected at most {MAX_HEADER:,}")
     entries = json.loads(header.decode(), object_pairs_hook=unique)
     check(isinstance(entries, dict), f"expected a JSON object as header, got {header[:40]!r}")
+    json.dumps(entries, ensure_ascii=False).encode()                    # raises where a text is not Unicode
     metadata = entries.pop("__metadata__", None)
-    metadata = {} if metadata is None else metadata
-    texts = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
-    check(texts, "__metadata__: no object of texts")
-    "".join([*entries, *metadata, *metadata.values()]).encode()         # raises where a text is not Unicode
+    check(metadata is None or isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values()),
+          "__metadata__: no object of texts")
     position = 8 + len(header)
     infos = {name: tensor_info(name, entry, position) for name, entry in entries.items()}
     infos = dict(sorted(infos.items(), key=lambda item: item[1][2:]))
@@ -96,12 +93,12 @@ def parse(header: bytes, file_size: int) -> tuple[dict[str, TensorInfo], dict[st
         check(info.start == position, f"tensor {name!r:.80} starts at byte {info.start}, expected {position}")
         position = info.end
     check(position == file_size, f"the file has {file_size:,} bytes, its header says {position:,}")
-    return infos, metadata
+    return infos
 
 
 @contextmanager
-def opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, dict[str, TensorInfo], dict[str, str]]]:
-    """The open file, and what its header says. Errors name the path, and the usual mistakes for what they are."""
+def opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, dict[str, TensorInfo]]]:
+    """The open file, and its tensors. Errors name the path, and the usual mistakes for what they are."""
     if os.path.exists(path) and not os.path.isfile(path):               # a pipe would keep us waiting for ever
         raise SafetensorsError(f"{path} is there and not a file; expected a safetensors file")
     with open(path, "rb") as file:
@@ -112,21 +109,21 @@ def opened(path: str | os.PathLike) -> Iterator[tuple[BinaryIO, dict[str, Tensor
                 kinds = [f"this is {kind}" for starts, kind in FOREIGN.items() if text.startswith(starts)]
                 check(False, [*kinds, f"the file has {size:,} bytes, its first 8 mean a header of {length:,}"][0])
             file.seek(8)
-            infos, metadata = parse(file.read(length), size)
+            infos = parse(file.read(length), size)
         except (ValueError, RecursionError) as error:
             raise SafetensorsError(f"{path} is no valid safetensors file: {error}") from None
-        yield file, infos, metadata
+        yield file, infos
 
 
-def read_header(path: str | os.PathLike) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors of a file (name -> TensorInfo, in file order) and its metadata; all is checked, no tensor read."""
-    with opened(path) as (_, infos, metadata):
-        return infos, metadata
+def read_header(path: str | os.PathLike) -> dict[str, TensorInfo]:
+    """The tensors of a file, in file order; all is checked, none is read."""
+    with opened(path) as (_, infos):
+        return infos
 
 
 def iter_safetensors(path: str | os.PathLike, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, CPU tensor in memory of its own) in file order, and hold none; where `names` are given, no other is read."""
-    with opened(path) as (file, infos, _):
+    with opened(path) as (file, infos):
         for name in [name for name in infos if names is None or name in names]:
             dtype, shape, start, end = infos[name]
             file.seek(start)
@@ -150,22 +147,16 @@ def to_bytes(x: Tensor):
     return x.as_strided((x.numel(),), (1,)).view(torch.uint8).numpy()
 
 
-def write_safetensors(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors of any device and strides; (tensors, path) is understood as well. metadata: {"format": "pt"} if None.
-
-    SafetensorsError comes before anything is written; after an OSError the old file is as it was.
-    """
-    if isinstance(path, dict):                                          # the order of the package's save_file
-        path, tensors = tensors, path
-    metadata = {"format": "pt"} if metadata is None else metadata
+def write_safetensors(path: str | os.PathLike, tensors: dict[str, Tensor]) -> None:
+    """Write tensors of any device and strides. SafetensorsError: nothing was written; OSError: the old file stays."""
     try:
-        "".join([*tensors, *metadata])                                  # json.dumps would make texts of other keys
+        "".join(tensors)                                                # json.dumps would make texts of other keys
         for name, x in tensors.items():
             what = (x.dtype, x.layout, x.device) if isinstance(x, Tensor) else type(x)
             check(isinstance(x, Tensor) and x.dtype in KEYS and x.layout == torch.strided and not x.is_meta
                   and name != "__metadata__", f"cannot store {what} as {name!r:.80}")
         order = sorted(tensors, key=lambda name: (-list(KEYS).index(tensors[name].dtype), name))
-        entries, end = {"__metadata__": metadata} if metadata else {}, 0
+        entries, end = {"__metadata__": {"format": "pt"}}, 0            # transformers asks for the format
         for name, x in ((name, tensors[name]) for name in order):
             entries[name] = {"dtype": KEYS[x.dtype], "shape": list(x.shape), "data_offsets": [end, end + x.nbytes]}
             end += x.nbytes

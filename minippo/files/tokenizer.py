@@ -8,20 +8,19 @@ learnt. Tokens are bytes, and the files print each byte as one visible character
 Sources: Sennrich et al. 2016 (BPE); Radford et al. 2019, section 2.2 (BPE over bytes); openai/gpt-2, src/encoder.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
+import math
 import operator
 import os
 import tempfile
 from pathlib import Path
-from typing import Iterable
+from typing import Iterable, Sequence
 
 import tiktoken
 
 from .atomic import read_json, read_text, sha256, write_json, write_text
-from .hub import PUBLIC_MODELS, resolve_model
+from .hub import COMMON, PUBLIC_MODELS, resolve_model
 
 EOS = "<|endoftext|>"                                # GPT-2's one special token
 FILES = ("vocab.json", "merges.txt")
@@ -37,12 +36,8 @@ CONFIG = {                                           # tokenizer_config.json
 }
 
 # All five public models share these files. tiktoken has them too, under sha1(URL) in its cache.
-GPT2_FILES = {
-    "vocab.json": ("https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json",
-                   "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
-    "merges.txt": ("https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",
-                   "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
-}
+GPT2_FILES = {name: ("https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/" + theirs, COMMON[name][1])
+              for name, theirs in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe"))}
 
 # contractions; words, numbers and signs, each with one space before it; blanks. No token crosses the cuts between them.
 # The group of 999 only helps \s+(?!\S) along, which overflows the matcher's stack on a million blanks
@@ -54,11 +49,6 @@ _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
 ALPHABET = {chr(byte): byte for byte in _VISIBLE} | {chr(256 + i): byte for i, byte in enumerate(_HIDDEN)}
 
 
-def _token_bytes(token: str) -> bytes:
-    """The bytes that a token of vocab.json stands for; one with a character outside the alphabet is its own text."""
-    return bytes(map(ALPHABET.get, token)) if ALPHABET.keys() >= set(token) else token.encode("utf-8", "replace")
-
-
 def _check_vocab(vocab: dict[str, int]) -> None:
     if not isinstance(vocab, dict) or any(type(i) is not int for i in vocab.values()):
         raise ValueError("vocab.json: expected an object of token -> integer id")
@@ -68,41 +58,34 @@ def _check_vocab(vocab: dict[str, int]) -> None:
         raise ValueError(f"vocab.json: lacks {len(missing)} of the 256 single bytes and {EOS!r}; the first is {missing[0]!r}")
 
 
-def _takes_place(left: bytes, right: bytes, ranks: dict[bytes, int], parts: dict[bytes, tuple[bytes, bytes]]) -> bool:
-    """Whether the bytes of left + right are ever encoded as just these two tokens, given all earlier merges.
-
-    Backwards: it undoes the later made of the two tokens at the boundary, unless the boundary was merged away before that.
-    """
-    before = len(ranks)
-    while ranks.get(left + right, before) >= before:
-        if len(left) == len(right) == 1:
-            return True
-        if ranks[left] > ranks[right]:
-            before, left = ranks[left], parts[left][1]
-        else:                                                            # + 1: of equal merges the left one comes first
-            before, right = ranks[right] + 1, parts[right][0]
-    return False
+def _merged(piece: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """The tokens of a piece of text: again and again, the first of the neighbours that were learnt earliest are joined."""
+    parts = [piece[i:i + 1] for i in range(len(piece))]
+    while len(parts) > 1:
+        i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], math.inf))
+        if parts[i] + parts[i + 1] not in ranks:
+            break
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return parts
 
 
 def _mergeable_tokens(vocab: dict[str, int], merges: list[str]) -> dict[str, bytes]:
     """The 256 bytes and what each merge makes, in the order of their ranks: token as printed -> as bytes."""
     tokens = {char: bytes([byte]) for char, byte in ALPHABET.items()}
-    ranks, parts = {token: rank for rank, token in enumerate(tokens.values())}, {}
+    ranks = {token: rank for rank, token in enumerate(tokens.values())}
     for line, merge in enumerate(merges, start=2):                       # line 1 of merges.txt is its version
         pair = merge.split(" ")
         if len(pair) != 2 or not all(token in tokens for token in pair):
-            raise ValueError(f"merges.txt line {line}: expected two tokens with one space between them, each of them a "
-                             f"byte or made by an earlier line, got {merge!r}")
+            raise ValueError(f"merges.txt line {line}: expected two known tokens with one space between them, got {merge!r}")
         product = "".join(pair)
         if product not in vocab or product == EOS:
             raise ValueError(f"merges.txt line {line}: {merge!r} makes {product!r}, no ordinary token of vocab.json")
         # tiktoken knows what a merge makes, not of which parts: only in the order of learning is there one way
         left, right = (tokens[token] for token in pair)
-        if not _takes_place(left, right, ranks, parts):
-            raise ValueError(f"merges.txt line {line}: {merge!r} can never take place after the lines above it; "
-                             "the merges must stand in the order in which they were learnt")
+        if _merged(left + right, ranks) != [left, right]:
+            raise ValueError(f"merges.txt line {line}: {merge!r} can never take place here: is the order that of learning?")
         tokens[product] = left + right
-        ranks[left + right], parts[left + right] = len(ranks), (left, right)
+        ranks[left + right] = len(ranks)
     return tokens
 
 
@@ -138,7 +121,9 @@ class Tokenizer:
         self.vocab_size = len(vocab) + len(beyond)
         self.eos_token_id = self.bos_token_id = vocab[EOS]
         self._vocab, self._merges, self._added = vocab, merges, added
-        self._bytes_of_id = [_token_bytes(token) for token in sorted(vocab, key=vocab.get)]
+        # a token with a character outside the alphabet is its own text
+        self._bytes_of_id = [bytes(map(ALPHABET.get, token)) if ALPHABET.keys() >= set(token) else token.encode("utf-8", "replace")
+                             for token in sorted(vocab, key=vocab.get)]
         self._bytes_of_id += [text.encode("utf-8", "replace") for _, text in beyond]
         self._special = {self.eos_token_id, *(i for i, special in added.values() if special)}
         # for tiktoken a token's rank is its id; in GPT-2's vocabulary they are equal, in others they need not be
@@ -187,17 +172,6 @@ class Tokenizer:
         write_json(folder / "tokenizer_config.json", CONFIG | ({"added_tokens_decoder": entries} if self._added else {}))
 
 
-def _load_files(vocab: Path, merges: Path, added: dict[str, tuple[int, bool]]) -> Tokenizer:
-    """A tokenizer from vocab.json and merges.txt; errors name the folder they came from."""
-    ids, (version, *lines) = read_json(vocab, MAX_FILE), read_text(merges, MAX_FILE).removesuffix("\n").split("\n")
-    try:
-        if not version.startswith("#version"):
-            raise ValueError(f"merges.txt line 1: expected '#version: 0.2', got {version[:80]!r}")
-        return Tokenizer(ids, lines, added)
-    except ValueError as error:
-        raise ValueError(f"{vocab.parent}: {error}") from None
-
-
 def _read_added(folder: Path) -> dict[str, tuple[int, bool]]:
     """text -> (id, special) of the tokens that any of MORE_FILES lists; ValueError where they contradict each other."""
     added = {}
@@ -214,12 +188,21 @@ def _read_added(folder: Path) -> dict[str, tuple[int, bool]]:
     return added
 
 
-def _load_folder(folder: Path) -> Tokenizer:
-    if missing := [name for name in FILES if not (folder / name).is_file()]:
+def _load_folder(folder: Path, names: Sequence[str] = FILES) -> Tokenizer:
+    """A tokenizer from vocab.json and merges.txt, under these names; errors name the folder."""
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise FileNotFoundError(
             f"{folder} lacks {' and '.join(missing)}. If it has a tokenizer.json, transformers writes both files: "
             f"AutoTokenizer.from_pretrained({str(folder)!r}).backend_tokenizer.model.save({str(folder)!r})")
-    return _load_files(*(folder / name for name in FILES), _read_added(folder))
+    vocab, merges = folder / names[0], folder / names[1]
+    ids, (version, *lines) = read_json(vocab, MAX_FILE), read_text(merges, MAX_FILE).removesuffix("\n").split("\n")
+    added = _read_added(folder)
+    try:
+        if not version.startswith("#version"):
+            raise ValueError(f"merges.txt line 1: expected '#version: 0.2', got {version[:80]!r}")
+        return Tokenizer(ids, lines, added)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def _load_from_tiktoken(reason: OSError) -> Tokenizer:
@@ -229,15 +212,14 @@ def _load_from_tiktoken(reason: OSError) -> Tokenizer:
     """
     cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
                  or Path(tempfile.gettempdir(), "data-gym-cache"))
-    paths = [cache / hashlib.sha1(url.encode()).hexdigest() for url, _ in GPT2_FILES.values()]
-    problems = [f"{path} does not exist or is corrupt; it should be {url} ({name}), sha256 {digest}"
-                for path, (name, (url, digest)) in zip(paths, GPT2_FILES.items())
-                if not path.is_file() or sha256(path) != digest]
-    if problems:
+    cached = [hashlib.sha1(url.encode()).hexdigest() for url, _ in GPT2_FILES.values()]
+    if problems := [f"{cache / file} does not exist or is corrupt; it should be {url} ({name}), sha256 {digest}"
+                    for file, (name, (url, digest)) in zip(cached, GPT2_FILES.items())
+                    if not (cache / file).is_file() or sha256(cache / file) != digest]:
         raise FileNotFoundError("\n  ".join([
             "GPT-2's vocabulary was found neither on the Hub nor in tiktoken's cache:", str(reason), *problems,
             "Put the two there (TIKTOKEN_CACHE_DIR names the folder), or use a model folder with vocab.json and merges.txt"]))
-    return _load_files(*paths, {})
+    return _load_folder(cache, cached)
 
 
 def _gpt2_without_tokenizer(folder: Path) -> bool:
@@ -262,7 +244,7 @@ def load_tokenizer(name_or_dir: str | os.PathLike) -> Tokenizer:
         name = "openai-community/gpt2"          # "gpt2" may be a folder here
     is_gpt2 = name in PUBLIC_MODELS or name in {model.repo for model in PUBLIC_MODELS.values()}
     try:
-        return _load_folder(resolve_model(name, FILES, () if is_gpt2 else tuple(MORE_FILES)))
+        return _load_folder(resolve_model(name, FILES, tuple(MORE_FILES)))
     except OSError as error:
         if not is_gpt2:
             raise

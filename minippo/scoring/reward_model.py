@@ -10,8 +10,6 @@ weights, the normalisation before and after training.
 Shapes: B texts, T longest text in tokens, C width.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import asdict
@@ -47,15 +45,12 @@ A reward model: GPT-2 and, in `reward_head.safetensors`, a linear head that read
 class RewardModel(nn.Module):
     """GPT-2 and a linear head: score = gain * r_head(hidden state of the last token) + bias.
 
-    trunk: the GPT-2 itself, or the sizes of a fresh one, whose blocks compute in `dtype`; weights and head are fp32.
-    tokenizer: turns texts into tokens for `score` and for training; None for a model of token ids alone.
+    gpt2: is trained, too, see from_gpt2. tokenizer: for `score` and for training; None for a model of token ids alone.
     """
 
-    def __init__(self, trunk: GPT2 | GPT2Config, dtype: torch.dtype | None = None, generator: torch.Generator | None = None,
-                 tokenizer=None):
+    def __init__(self, gpt2: GPT2, tokenizer=None, generator: torch.Generator | None = None):
         super().__init__()
-        self.transformer = trunk if isinstance(trunk, GPT2) else GPT2(trunk, dtype=dtype, generator=generator)
-        self.tokenizer, C = tokenizer, self.config.n_embd
+        self.transformer, self.tokenizer, C = gpt2, tokenizer, gpt2.config.n_embd
         if (known := getattr(tokenizer, "vocab_size", 0)) > self.config.vocab_size:
             raise ValueError(f"the tokenizer has {known} tokens, the reward model {self.config.vocab_size}: give it its own")
         self.r_head = nn.Linear(C, 1)           # not zero like a value head: the trunk would get no gradient at first
@@ -66,13 +61,13 @@ class RewardModel(nn.Module):
         self.to(self.device)
 
     @classmethod
-    def from_gpt2(cls, gpt2: GPT2, tokenizer=None, generator: torch.Generator | None = None) -> RewardModel:
+    def from_gpt2(cls, gpt2: GPT2, tokenizer=None, generator: torch.Generator | None = None) -> "RewardModel":
         """A fresh head, drawn by `generator`, on a copy of a language model, frozen or not, which stays as it is."""
-        return cls(copy.deepcopy(gpt2).float().requires_grad_(), generator=generator, tokenizer=tokenizer)
+        return cls(copy.deepcopy(gpt2).float().requires_grad_(), tokenizer, generator)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None,
-                        dtype: torch.dtype | None = None) -> RewardModel:
+                        dtype: torch.dtype | None = None) -> "RewardModel":
         """Load a folder that save_pretrained wrote, with its tokenizer if it has one; on CUDA where there is one.
 
         FileNotFoundError: no such folder, or one without a reward head. ValueError: a damaged file, named.
@@ -80,10 +75,9 @@ class RewardModel(nn.Module):
         folder = Path(folder)
         path = folder / HEAD_FILE
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} is no reward model: it has no {HEAD_FILE}; train one with "
-                                    "`python -m minippo reward-model`")
+            raise FileNotFoundError(f"{folder} is no reward model: it has no {HEAD_FILE}; `minippo reward-model` trains one")
         tokenizer = load_tokenizer(folder) if (folder / "vocab.json").is_file() else None
-        model = cls(GPT2.from_pretrained(folder, device=device, dtype=dtype), tokenizer=tokenizer)
+        model = cls(GPT2.from_pretrained(folder, device, dtype), tokenizer)
         stored, wanted = read_safetensors(path), model.head_state()
         for name in sorted(stored.keys() | wanted.keys()):
             got, expected = (tuple(x[name].shape) if name in x else "nothing" for x in (stored, wanted))

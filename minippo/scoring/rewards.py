@@ -10,9 +10,9 @@ the better. `parse_reward` makes one from what --reward says:
     0.8*model:runs/rm + 0.2*rule:length=24    a weighted sum; its parts are logged apart
 """
 
-import importlib
 import math
 import os
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Mapping, Set
@@ -86,17 +86,16 @@ def check_scores(scores, name: str, queries: list[str]) -> list[float]:
     if no_list or len(values) != len(queries):
         got = f"{type(scores).__name__} {scores!r:.60}" if no_list else len(values)
         raise RewardError(f"reward {name}: expected {len(queries)} scores, got {got}")
-    return [_finite(value, name, query) for value, query in zip(values, queries)]
-
-
-def _finite(value, name, query):
-    """Return `value` as a float; raise RewardError unless it is one real number that fp32 holds."""
-    with suppress(ValueError, RuntimeError, OverflowError):             # several elements; 10**400
-        number = value.item() if hasattr(value, "item") else value      # 0-d tensors, numpy scalars
-        if isinstance(number, Real) and abs(number) <= LARGEST:         # False for nan
-            return float(number)
-    raise RewardError(f"reward {name}, query {query!r:.80}: expected a finite number, got {type(value).__name__} "
-                      f"{value!r:.60}; fp32, which keeps it, ends at {LARGEST:.2g}")
+    numbers = []
+    for value, query in zip(values, queries):
+        with suppress(ValueError, RuntimeError, OverflowError):             # several elements; 10**400
+            number = value.item() if hasattr(value, "item") else value      # 0-d tensors, numpy scalars
+            if isinstance(number, Real) and abs(number) <= LARGEST:         # False for nan
+                numbers.append(float(number))
+                continue
+        raise RewardError(f"reward {name}, query {query!r:.80}: expected a finite number, got {type(value).__name__} "
+                          f"{value!r:.60}; fp32, which keeps it, ends at {LARGEST:.2g}")
+    return numbers
 
 
 class Reward:
@@ -143,18 +142,16 @@ _TERM = re.compile(r"""(?: (?P<weight> (?: \d+\.?\d* | \.\d+ ) (?: [eE][+-]?\d+ 
 _OWN = re.compile(r"(?!rule:|model:)[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")                  # module:function
 
 
-def _own_function(module_name, name):
+def _own_function(source):
     """Import a function of the user's; modules in the current folder are found first."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        function = pkgutil.resolve_name(source)
     except (Exception, SystemExit) as error:                            # whatever the module raises
-        raise ValueError(f"cannot import {module_name!r} ({type(error).__name__}: {error}); {_SOURCES}") from error
-    function = getattr(module, name, None)
+        raise ValueError(f"cannot import {source!r} ({type(error).__name__}: {error}); {_SOURCES}") from error
     if not callable(function):
-        has = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        raise ValueError(f"{module_name} has no function {name!r}, but {', '.join(has) or 'none'}")
+        raise ValueError(f"{source} is no function, but {function!r:.60}")
     return function
 
 
@@ -170,7 +167,7 @@ def _resolve(source, load_model, labels):
     if kind == "model" and rest:
         return load_model(rest)
     if _OWN.fullmatch(source):
-        return _own_function(kind, rest)
+        return _own_function(source)
     raise ValueError(f"no source {source!r}; {_SOURCES}")
 
 

@@ -4,8 +4,6 @@ An update is a function of the checkpoint: the sampling generator is the trainer
 that are made anew from the seed and a counter.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time

@@ -1,7 +1,5 @@
 """The followed responses of a run, evaluated again under the policy as it is now: how it sees each of their tokens."""
 
-from __future__ import annotations
-
 import torch
 
 from ..files.tokenizer import Tokenizer

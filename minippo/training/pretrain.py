@@ -5,8 +5,6 @@ them: nothing is padding, and the model learns where texts end. A longer text go
 Left out: dropout and early stopping. The held-out loss says when a small model begins to learn by heart.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, Sequence
@@ -100,15 +98,11 @@ def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfi
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # the first steps of a fresh model are steep
         optimizer.step()
         progress.show(step + 1, f"loss {losses[-1]:.3f}")
-    tail = losses[-max(1, config.steps // 10):]
-    result = Losses(sum(tail) / len(tail), held_out_loss(model, tokenizer, held_out, config) if held_out else math.nan)
-    progress.finish(f"loss {result.train:.3f}" + (f", on held-out texts {result.held_out:.3f}" if held_out else ""))
-    return result
-
-
-@torch.no_grad()
-def held_out_loss(model: GPT2, tokenizer, texts: list[str], config: PretrainConfig) -> float:
-    """Mean cross-entropy over the rows of `texts`."""
-    stream, starts = (x.to(model.device) for x in pack(tokenizer, texts, config.block_size))
-    batches = starts.split(config.batch_size)
-    return sum(rows_loss(model, stream, batch, config.block_size).item() * len(batch) for batch in batches) / len(starts)
+    tail, held_out_loss = losses[-max(1, config.steps // 10):], math.nan
+    if held_out:
+        stream, starts = (x.to(model.device) for x in pack(tokenizer, held_out, config.block_size))
+        with torch.no_grad():
+            held_out_loss = sum(rows_loss(model, stream, batch, config.block_size).item() * len(batch)
+                                for batch in starts.split(config.batch_size)) / len(starts)
+    progress.finish(f"loss {sum(tail) / len(tail):.3f}" + (f", on held-out texts {held_out_loss:.3f}" if held_out else ""))
+    return Losses(sum(tail) / len(tail), held_out_loss)

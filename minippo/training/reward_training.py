@@ -134,16 +134,11 @@ def train(model: RewardModel, examples: list[Example], config: RewardModelConfig
         optimizer.step()
         progress.show(step + 1, f"loss {value:.3f}")
 
-    accuracy, held_out_loss = judge(model, held_out, config.max_tokens)
+    accuracy = held_out_loss = math.nan
+    if held_out:
+        scores = model.evaluate([model.encode(text, config.max_tokens) for example in held_out for text in example.texts])
+        losses, right = preference_loss(scores.view(len(held_out), -1), torch.tensor([example.label for example in held_out]))
+        accuracy, held_out_loss = right.float().mean().item(), losses.mean().item()
     model.normalize(samples)
     progress.finish(f"accuracy {accuracy:.3f} on {len(held_out)} held-out examples" if held_out else "nothing held out")
     return Result(accuracy, held_out_loss, len(held_out), len(training), time.monotonic() - started)
-
-
-def judge(model: RewardModel, examples: list[Example], max_tokens: int | None = None) -> tuple[float, float]:
-    """Accuracy and mean loss on examples; nan where there are none."""
-    if not examples:
-        return math.nan, math.nan
-    scores = model.evaluate([model.encode(text, max_tokens) for example in examples for text in example.texts])
-    losses, right = preference_loss(scores.view(len(examples), -1), torch.tensor([example.label for example in examples]))
-    return right.float().mean().item(), losses.mean().item()

@@ -2,8 +2,6 @@
 
 Of several processes the first one talks; of those that end with an error, the first to do so."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -777,7 +777,7 @@ def test_repo_id_rule(home, name):
     with pytest.raises(ValueError, match="is not a repo id .nor a folder that exists."):
         resolve_model(name, FILES)
     with pytest.raises(ValueError, match="is not a repo id"):
-        hub.push_folder(".", name)
+        hub.push_folder(".", name, None, False, "")
 
 
 @pytest.mark.parametrize("name", ["a", "user/model-1.5_b", "user/" + "x" * 96])
@@ -821,9 +821,4 @@ def test_table_has_the_vocabulary_that_tiktoken_has():
 def test_push_without_the_package_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match="pip install huggingface_hub"):
-        hub.push_folder(tmp_path, "user/model")
-
-
-def test_push_of_a_folder_that_does_not_exist(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a folder"):
-        hub.push_folder(tmp_path / "none", "user/model")
+        hub.push_folder(tmp_path, "user/model", None, False, "")

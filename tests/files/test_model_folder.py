@@ -43,7 +43,7 @@ def rewrite(folder, change) -> None:
 
 def grow(path, name: str, size: int) -> None:
     """Append a tensor of `size` bytes to a file, a hole on the disk: reading it would take as much memory."""
-    infos, _ = read_header(path)
+    infos = read_header(path)
     data = path.read_bytes()[min(info.start for info in infos.values()):]
     length = int.from_bytes(path.read_bytes()[:8], "little")
     header = json.loads(path.read_bytes()[8:8 + length])

@@ -34,7 +34,7 @@ from files import hub
 PUSH = LOAD_HUB + """
 for repo_id in sys.argv[2:]:
     try:
-        print(json.dumps(["url", hub.push_folder(sys.argv[1], repo_id)]))
+        print(json.dumps(["url", hub.push_folder(sys.argv[1], repo_id, None, False, "Upload with minippo")]))
     except Exception as error:
         print(json.dumps([type(error).__name__, str(error)]))
 """

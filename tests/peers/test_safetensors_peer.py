@@ -74,22 +74,19 @@ def test_the_verdicts_of_the_conformance_list_are_the_package_s(tmp_path, case):
         assert same(expected, theirs)
 
 
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"k\n": 'v"\\/\x7f\x1f\u2028é'}])
-def test_the_package_reads_what_we_write_and_writes_the_same_bytes(tmp_path, metadata):
-    """Byte for byte with one metadata key; with more the package's order changes from run to run."""
+def test_the_package_reads_what_we_write_and_writes_the_same_bytes(tmp_path):
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
     tensors = every_type(0)
-    write_safetensors(ours, tensors, metadata)
-    package.save_file(tensors, theirs, metadata or {"format": "pt"})
+    write_safetensors(ours, tensors)
+    package.save_file(tensors, theirs, {"format": "pt"})
     assert same(tensors, package.load_file(ours))
     assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_we_read_what_the_package_writes(tmp_path):
-    tensors, metadata = every_type(1), {"format": "pt", "a": "b", "ü": ""}
-    package.save_file(tensors, tmp_path / "x.safetensors", metadata)
+    tensors = every_type(1)
+    package.save_file(tensors, tmp_path / "x.safetensors", {"format": "pt", "a": "b", "ü": ""})
     assert same(tensors, read_safetensors(tmp_path / "x.safetensors"))
-    assert read_header(tmp_path / "x.safetensors")[1] == metadata
 
 
 # ---- differential fuzz ----

@@ -107,7 +107,7 @@ def test_whatever_a_reward_raises_is_its_error(error):
 
 def test_a_module_that_ends_the_program_when_it_is_imported_is_named(parse, tmp_path):
     (tmp_path / "quitting.py").write_text("import sys; sys.exit(0)")
-    with pytest.raises(ValueError, match="cannot import 'quitting' .*SystemExit: 0"):
+    with pytest.raises(ValueError, match="cannot import 'quitting:score' .*SystemExit: 0"):
         parse("quitting:score")
 
 
@@ -168,8 +168,9 @@ def test_good_specs(parse, spec, weights, names):
     ("model:", 1, "no source 'model:'"),
     ("1e999*rule:length", 7, "a weight that is finite"),
     ("rule:length - rule:length", 15, "rule:length only once"),
-    ("my_missing:score", 1, "cannot import 'my_missing'"),
-    ("math:scores", 1, "math has no function 'scores', but acos"),
+    ("my_missing:score", 1, "cannot import 'my_missing:score'"),
+    ("math:scores", 1, "AttributeError: module 'math' has no attribute 'scores'"),
+    ("math:pi", 1, "math:pi is no function, but 3.14"),
 ])
 def test_bad_specs_show_the_column(parse, spec, column, problem):
     with pytest.raises(ValueError, match=f"reward, column {column}: .*{problem}") as info:
@@ -200,7 +201,7 @@ def test_functions_of_your_own(parse, tmp_path):
     (tmp_path / "my_own_rewards.py").write_text("def score(qs, rs):\n    return map(len, rs)\n")
     (tmp_path / "my_broken_rewards.py").write_text("1 / 0\n")
     assert parse("2*my_own_rewards:score")(["q", "q"], ["four", "to"]) == [8.0, 4.0]
-    with pytest.raises(ValueError, match="has no function 'scores', but score"):
+    with pytest.raises(ValueError, match="module 'my_own_rewards' has no attribute 'scores'"):
         parse("my_own_rewards:scores")
     with pytest.raises(ValueError, match="ZeroDivisionError"):
         parse("my_broken_rewards:score")

@@ -14,7 +14,7 @@ from minippo.training import reward_training as module
 from minippo.training.data import split
 from minippo.training.reward_training import (Example, RewardModelConfig, batches, preference_loss, train_on_labels,
                                               train_on_pairs)
-from test_reward_model import BYTES, CONFIG, generator, model, same, state  # noqa: F401: model is a fixture
+from test_reward_model import BYTES, CONFIG, fresh, generator, model, same, state  # noqa: F401: model is a fixture
 
 FAST = {"learning_rate": 1e-2, "batch_size": 8}
 
@@ -87,8 +87,7 @@ def test_a_training_repeats_itself_from_its_seed():
     texts, labels = reviews(40)
     states = []
     for seed in (0, 0, 1):
-        model = RewardModel(CONFIG, generator=generator())
-        model.tokenizer = BYTES
+        model = fresh(tokenizer=BYTES)
         train_on_labels(model, texts, labels, RewardModelConfig(**FAST, seed=seed))
         states.append(state(model))
     assert same(states[0], states[1]) and not same(states[0], states[2])

@@ -326,8 +326,8 @@ def signal_twice_while_saving(base: Path, out: Path) -> dict:
     def child():
         write_safetensors, calls = checkpoint.write_safetensors, []
 
-        def interrupted(path, tensors, metadata=None):
-            write_safetensors(path, tensors, metadata)
+        def interrupted(path, tensors):
+            write_safetensors(path, tensors)
             calls.append(path)
             if len(calls) == 2:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -728,10 +728,10 @@ def test_a_full_disk_for_a_checkpoint_keeps_the_old_one(base, tmp_path, monkeypa
     """Update 2 finds no room, update 3 does; the last save must succeed, or the run fails."""
     write_safetensors, full = checkpoint.write_safetensors, [2]
 
-    def write(path, tensors, metadata=None):
+    def write(path, tensors):
         if path.name == "trainer.safetensors" and int(path.parent.name[11:17]) in full:
             raise OSError(28, "No space left on device")
-        write_safetensors(path, tensors, metadata)
+        write_safetensors(path, tensors)
     monkeypatch.setattr(checkpoint, "write_safetensors", write)
     start(base, tmp_path, steps=3, lr_schedule="constant", keep_checkpoints=9)
     assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-000001", "checkpoint-000003"]
