@@ -338,7 +338,7 @@ class PPOTrainer:
         stats = self.update(batch, [minibatch for epoch in epochs for minibatch in epoch])
         clock.lap("time/ppo/optimize_step")
         stats |= batch_stats(batch, config) | {"objective/kl_coef": self.kl_controller.value,
-                                      "ppo/learning_rate": float(self.optimizer.param_groups[0]["lr"])}
+                                               "ppo/learning_rate": float(self.optimizer.param_groups[0]["lr"])}
         self.kl_controller.update(stats["objective/kl"], len(batch.queries))
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
