@@ -62,8 +62,8 @@ def check_tokens(name: str, sequences: Sequence, vocab_size: int) -> list[Tensor
     """`sequences` as a list of non-empty 1-D int64 CPU tensors, every token inside the vocabulary; ValueError otherwise."""
     if isinstance(sequences, (str, bytes)) or not isinstance(sequences, Sequence):
         got = f"one tensor of shape {tuple(sequences.shape)}" if isinstance(sequences, Tensor) else type(sequences).__name__
-        raise ValueError(f"{name}: expected a list of 1-D token tensors, got {got}; put a single sequence into a list, and cut the rows "
-                         "of a padded tensor to their lengths: padding would be read as tokens")
+        raise ValueError(f"{name}: expected a list of 1-D token tensors, got {got}; put a single sequence into a list, and cut "
+                         "the rows of a padded tensor to their lengths: padding would be read as tokens")
     if len(sequences) == 0:
         raise ValueError(f"{name}: expected at least one sequence, got an empty list")
     checked: list[Tensor] = []
@@ -167,10 +167,8 @@ def check_limits(queries: list[Tensor], max_new_tokens: int | Sequence[int], min
     shortest = whole("generate: min_length", -1 if min_length is None else min_length)
     min_new = [max(0, fewest, shortest - len(query)) for query in queries]
     for i, (query, limit) in enumerate(zip(queries, limits)):
-        if limit < 1:
-            raise ValueError(f"generate: max_new_tokens must be at least 1, got {limit}")
-        if min_new[i] > limit:
-            raise ValueError(f"generate: a minimum of {min_new[i]} new tokens is more than max_new_tokens={limit}")
+        if limit < (least := max(1, min_new[i])):
+            raise ValueError(f"generate: max_new_tokens={limit} is less than the minimum of {least}")
         if len(query) + limit > n_positions:
             raise ValueError(f"generate: queries[{i}] has {len(query)} tokens and may grow by {limit}, but the model has "
                              f"{n_positions} positions: shorten the query or lower max_new_tokens")
@@ -239,8 +237,7 @@ def check_models(model: torch.nn.Module, ref_model: torch.nn.Module | None, opti
         (V, P), (ref_V, ref_P) = ((each.config.vocab_size, each.config.n_positions) for each in (model, ref_model))
         if ref_V != V or ref_P < P:
             raise ValueError(f"the model has {V} tokens and {P} positions, the reference {ref_V} and {ref_P}: they do not fit")
-        shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in ref_model.parameters()}
-        if shared:
+        if {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in ref_model.parameters()}:
             raise ValueError("ref_model shares weights with the model and would move with it: pass create_reference_model(model)")
     if optimizer is None and lr_scheduler is not None:
         raise ValueError("lr_scheduler was given without the optimizer that it schedules: pass both")
