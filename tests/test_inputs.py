@@ -323,6 +323,22 @@ def test_large_products_can_be_differentiated_by_torch_func(policy):
                                torch.func.grad(lambda w: (x @ w.T).square().sum())(weight), atol=1e-2, rtol=1e-3)
 
 
+def test_scoring_can_be_differentiated_by_torch_func(policy):
+    """The gradients of all log-probabilities, by torch.func as by autograd."""
+    class Scoring(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.policy = policy
+
+        def forward(self):
+            return response_logprobs(self.policy, QUERIES, RESPONSES)[0].sum()
+    module = Scoring()
+    by_func = torch.func.grad(lambda weights: torch.func.functional_call(module, weights, ()))(dict(module.named_parameters()))
+    module().backward()
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(by_func[name], torch.zeros_like(p) if p.grad is None else p.grad)
+
+
 def test_a_model_in_fp64_still_works():
     policy = make_policy(dtype=torch.float64).double()
     with warnings.catch_warnings():
