@@ -99,7 +99,12 @@ def check_scores(scores: Sequence | Tensor, responses: list[Tensor]) -> Tensor:
     for i, score in enumerate(scores):
         if not (isinstance(score, (Real, Tensor)) or hasattr(score, "__array__")):
             raise ValueError(f"scores[{i}]: expected a number or a tensor, got {type(score).__name__} {score!r:.40}")
-        row = score.detach().cpu() if isinstance(score, Tensor) else torch.as_tensor(score, device="cpu")
+        try:
+            if isinstance(score, Real):                                                     # a Fraction or 2**70, too
+                score = torch.tensor(float(score), dtype=torch.float32, device="cpu")
+            row = score.detach().cpu() if isinstance(score, Tensor) else torch.as_tensor(score, device="cpu")
+        except (TypeError, OverflowError, RuntimeError) as error:
+            raise ValueError(f"scores[{i}]: {score!r:.40} is no number that fp32 holds ({error!s:.60})") from error
         if row.is_complex() or not torch.isfinite(row.float()).all():
             raise ValueError(f"scores[{i}] is not finite, or not in fp32: {row.tolist()!r:.80}; check the score function on this "
                              "response")
@@ -122,10 +127,10 @@ def check_sampling(do_sample: bool, temperature: float, top_k: int | None, top_p
                    vocab_size: int) -> dict:
     """The settings of generation.Sampling; ValueError for what cannot be sampled from."""
     top_k, top_p = 0 if top_k is None else top_k, 1.0 if top_p is None else top_p
-    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
+    if not isinstance(temperature, Real) or not 1e-37 < temperature < 1e38:            # what fp32 holds
         raise ValueError(f"generate: temperature must be one positive number, got {temperature!r}; "
                          "for the most likely token use do_sample=False")
-    if not isinstance(top_p, Real) or not 0 < top_p <= 1:
+    if not isinstance(top_p, Real) or not 1e-37 < top_p <= 1:
         raise ValueError(f"generate: top_p must lie in (0, 1], got {top_p!r}; 1.0 keeps every token")
     if not isinstance(top_k, Real) or not 0 <= top_k < math.inf or top_k != int(top_k):
         raise ValueError(f"generate: top_k must be a whole number >= 0, got {top_k!r}; 0 keeps every token")
@@ -178,7 +183,7 @@ def pad_right(sequences: list[Tensor]) -> Tensor:
 
 def check_temperature(temperature: float, sampled_at: float) -> float:
     """The temperature to score at; warns where the latest responses were sampled at another."""
-    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
+    if not isinstance(temperature, Real) or not 1e-37 < temperature < 1e38:
         raise ValueError(f"step: temperature must be one positive number, got {temperature!r}")
     if temperature != sampled_at:
         warnings.warn(f"the latest responses were sampled at temperature {sampled_at:g}, but step() scores at {temperature:g}: give it "
@@ -213,6 +218,14 @@ def warn_of_negative_kl(kl: float) -> None:
                       "temperature, responses of another model?)", stacklevel=4)
 
 
+def check_trainable(model: torch.nn.Module, trained: list[Tensor]) -> None:
+    """ValueError for weights that came or were unfrozen since the trainer was made: its optimizer would leave them as they are."""
+    known = {id(p) for p in trained}
+    if new := next((name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known), None):
+        raise ValueError(f"the model's {new} was exchanged or unfrozen since the trainer was made, whose optimizer does not know it: "
+                         "make a new trainer")
+
+
 def check_precision(model: torch.nn.Module) -> None:
     """ValueError for 16-bit weights: what an update adds to them is mostly rounded away."""
     wrong = next(((name, p.dtype) for name, p in model.named_parameters() if p.dtype not in (torch.float32, torch.float64)), None)
@@ -221,12 +234,17 @@ def check_precision(model: torch.nn.Module) -> None:
                          "precision of the blocks to from_pretrained(..., dtype=torch.bfloat16)")
 
 
-def check_models(model: torch.nn.Module, ref_model: torch.nn.Module | None, optimizer, lr_scheduler) -> None:
+def check_models(model: torch.nn.Module, ref_model: torch.nn.Module | None, tokenizer, optimizer, lr_scheduler) -> None:
     """ValueError for what could not train, or would train nothing: said when a trainer is made, not in its first step."""
+    if isinstance(tokenizer, str):
+        raise ValueError(f"tokenizer: expected a tokenizer, got a text; load_tokenizer({tokenizer!r:.80}) makes one")
     for name, one in (("model", model), ("ref_model", ref_model)):
         if not (hasattr(one, "transformer") and hasattr(one, "v_head")) and not (name == "ref_model" and one is None):
             raise ValueError(f"{name}: expected a GPT2WithValueHead, got {type(one).__name__}; GPT2WithValueHead.from_pretrained loads "
                              "folders that transformers and TRL wrote, too")
+    if any("_orig_mod." in name for name, _ in model.named_parameters()):
+        raise ValueError("the model is wrapped by torch.compile, which would compile nothing that PPO calls, and rename its parameters: "
+                         "give the model itself, and PPOConfig(compile=True)")
     check_precision(model)
     if ref_model is not None:
         if ref_model.config.vocab_size != model.config.vocab_size:
@@ -240,6 +258,8 @@ def check_models(model: torch.nn.Module, ref_model: torch.nn.Module | None, opti
                              "create_reference_model(model) or None")
     if optimizer is None and lr_scheduler is not None:
         raise ValueError("lr_scheduler was given without the optimizer that it schedules: pass both")
+    if getattr(lr_scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError("lr_scheduler: it belongs to another optimizer, whose learning rate it would move")
     if isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ValueError("lr_scheduler: ReduceLROnPlateau needs a metric at every step: keep it apart and call it with yours")
     own = {id(p) for p in model.parameters()}

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import warnings
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +50,10 @@ def tied_reference(policy):
     (lambda policy: {"ref_model": make_policy(vocab_size=5)}, "61 tokens, the reference 5"),
     (lambda policy: {"ref_model": make_policy(n_positions=32)}, "64 positions, the reference only 32"),
     (lambda policy: {"optimizer": torch.optim.Adam(make_policy().parameters())}, "parameters that are not the model's"),
+    (lambda policy: {"tokenizer": "gpt2"}, "load_tokenizer.'gpt2'. makes one"),
+    (lambda policy: {"model": torch.compile(policy, backend="eager")}, "wrapped by torch.compile"),
+    (lambda policy: {"optimizer": torch.optim.SGD(policy.parameters(), lr=0.1), "lr_scheduler":
+                     torch.optim.lr_scheduler.StepLR(torch.optim.SGD(policy.parameters(), lr=0.1), 1)}, "belongs to another optimizer"),
     (lambda policy: {"model": policy.half()}, "is torch.float16, expected fp32 weights"),
     (lambda policy: {"model": policy.to(torch.bfloat16)}, "is torch.bfloat16, expected fp32 weights")])
 def test_what_could_not_train_is_refused_when_the_trainer_is_made(policy, make, message):
@@ -61,6 +67,34 @@ def test_a_model_that_became_half_later_is_refused_in_the_step():
     trainer.model.half()
     with pytest.raises(ValueError, match="expected fp32 weights"):
         trainer.step(QUERIES, RESPONSES, SCORES)
+
+
+def unfreeze(trainer):
+    trainer.model.transformer.wpe.requires_grad_(True)
+
+
+def exchange_a_layer(trainer):
+    trainer.model.transformer.h[0].mlp = make_policy(seed=1).transformer.h[0].mlp
+
+
+def exchange_the_model(trainer):
+    trainer.model = make_policy(seed=1)
+
+
+@pytest.mark.parametrize("change, name", [(unfreeze, "wpe"), (exchange_a_layer, "h.0.mlp.c_fc"), (exchange_the_model, "wte")])
+def test_weights_that_the_optimizer_does_not_know_are_refused_in_the_step(policy, change, name):
+    """They would stay as they are, without a word. Freezing more is fine: those have no gradient."""
+    policy.transformer.wpe.requires_grad_(False)
+    trainer = trainer_of(policy)
+    trainer.step(QUERIES, RESPONSES, SCORES)
+    policy.transformer.h[1].requires_grad_(False)
+    frozen = policy.transformer.h[1].mlp.c_fc.weight.clone()
+    trainer.step(QUERIES, RESPONSES, SCORES)
+    assert torch.equal(frozen, policy.transformer.h[1].mlp.c_fc.weight)
+    change(trainer)
+    with pytest.raises(ValueError, match=f"transformer.{name}.weight was exchanged or unfrozen since the trainer was made"):
+        trainer.step(QUERIES, RESPONSES, SCORES)
+    assert trainer.steps_done == 2
 
 
 def test_gradient_checkpointing_that_a_user_switched_on_stays_on(policy):
@@ -85,10 +119,16 @@ def test_queries_are_a_list_and_never_a_padded_tensor(policy, queries):
 
 @pytest.mark.parametrize("scores, message", [
     ({0: 1.0, 1: 2.0}, "expected a list of 2 numbers"), ({1.0, 2.0}, "expected a list of 2 numbers"),
-    (torch.tensor([1j, 2j]), "not finite"), ([1e39, 0.0], "not finite, or not in fp32"), ([torch.tensor(1j), 0.0], "not finite")])
+    (torch.tensor([1j, 2j]), "not finite"), ([1e39, 0.0], "not finite, or not in fp32"), ([torch.tensor(1j), 0.0], "not finite"),
+    ([10**400, 0.0], "no number that fp32 holds"), (np.array(["a", "b"]), "no number that fp32 holds")])
 def test_scores_of_the_wrong_kind_are_refused(scores, message):
     with pytest.raises(ValueError, match=message):
         trainer_of().step(QUERIES[:2], RESPONSES[:2], scores)
+
+
+def test_real_numbers_of_any_kind_are_scores():
+    stats = trainer_of().step(QUERIES, RESPONSES, [Fraction(1, 2), 2**70, np.float16(0.5), True, 0])
+    assert stats["ppo/mean_scores"] == pytest.approx(2**70 / 5, rel=1e-6)
 
 
 def test_numbers_and_per_token_rewards_may_be_mixed():
@@ -104,7 +144,8 @@ def test_numbers_and_per_token_rewards_may_be_mixed():
 
 @pytest.mark.parametrize("kwargs, message", [
     ({"min_new_tokens": "3"}, "must be whole numbers"), ({"top_k": math.inf}, "top_k must be a whole number"),
-    ({"eos_token_id": "2"}, "expected one eos_token_id"), ({"top_p": "0.9"}, "top_p must lie in"), ({"temperature": "1"}, "temperature")])
+    ({"eos_token_id": "2"}, "expected one eos_token_id"), ({"top_p": "0.9"}, "top_p must lie in"), ({"top_p": 1e-46}, "top_p must lie in"), ({"temperature": "1"}, "temperature"),
+    ({"temperature": 1e-40}, "temperature")])
 def test_settings_of_another_type_are_named(policy, kwargs, message):
     with pytest.raises(ValueError, match=message):
         policy.generate(QUERIES, **kwargs)

@@ -52,7 +52,7 @@ def next_batch(job: Job, taken: int) -> tuple[list[Tensor], list[int]]:
         prompt = job.prompts[shuffled(len(job.prompts), seed, epoch)[at]]
         if run.query_tokens is not None:
             prompt = prompt[:rng.randint(*span(run.query_tokens))]
-        queries.append(torch.tensor(prompt))
+        queries.append(torch.tensor(prompt, device="cpu"))
         limits.append(rng.randint(*span(run.max_new_tokens)))
     return queries, limits
 

@@ -137,7 +137,7 @@ def load_labelled(paths: str | Path | list[str | Path]) -> list[tuple[str, int]]
 
 def split(examples: Sequence, share: float, generator: torch.Generator) -> tuple[list, list]:
     """Shuffle and part: (training, held out). No copy of a held-out example is trained on."""
-    order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
+    order = [examples[i] for i in torch.randperm(len(examples), generator=generator, device="cpu").tolist()]
     count = max(1, round(share * len(order))) if share else 0
     held_out, seen = order[:count], set(order[:count])
     training = [example for example in order[count:] if example not in seen]

@@ -1,5 +1,6 @@
 """Training runs: what they write, and that no kill, signal, full disk or bad reward harms them."""
 
+import contextlib
 import json
 import os
 import pty
@@ -565,6 +566,25 @@ def test_a_human_reward_stops_and_goes_on_where_it_stopped(base, tmp_path, monke
 
     start(base, tmp_path / "replay", reward="human", steps=2, score_fn=lambda q, r: [ratings[pair] for pair in zip(q, r)])
     assert history(out) == history(tmp_path / "replay")
+
+
+@pytest.mark.parametrize("mode", ["default dtype", "default device", "autocast"])
+def test_what_a_reward_sets_in_torch_changes_nothing(base, tmp_path, mode):
+    """Its module may set what it likes for itself: the run, its followed responses and its resume are those without."""
+    def score(queries, responses):
+        if mode == "default dtype":
+            torch.set_default_dtype(torch.float64)
+        if mode == "default device":
+            torch.set_default_device("meta")
+        return [float(len(response)) for response in responses]
+    around = torch.autocast("cpu", torch.bfloat16) if mode == "autocast" else contextlib.nullcontext()
+    start(base, tmp_path / "plain", steps=2, score_fn=lambda q, r: [float(len(text)) for text in r])
+    try:
+        with around:
+            start(base, tmp_path / "set", steps=2, score_fn=score)
+    finally:
+        torch.set_default_dtype(torch.float32), torch.set_default_device(None)
+    assert history(tmp_path / "set") == history(tmp_path / "plain")
 
 
 def test_a_reward_may_come_as_an_object_of_parts(base, tmp_path):
