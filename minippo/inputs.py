@@ -35,6 +35,8 @@ def check_ppo_config(config, kinds_of_kl: tuple[str, ...]) -> None:
     require(config, "learning_rate init_kl_coef vf_coef entropy_coef", "a number of at least 0", lambda x: x >= 0)
     require(config, "gamma lam", "a number from 0 to 1", lambda x: 0 <= x <= 1)
     require(config, "max_grad_norm score_clip missing_eos_penalty", "None or a number above 0", lambda x: x > 0, optional=True)
+    if wrong := [name for name, kind in type(config).__annotations__.items() if kind == "bool" and getattr(config, name) not in (True, False)]:
+        raise ValueError(f"PPOConfig: {wrong[0]} must be True or False, got {getattr(config, wrong[0])!r}")        # "no" counts as true
     if config.kl_penalty not in kinds_of_kl:
         raise ValueError(f"PPOConfig: kl_penalty must be one of {', '.join(kinds_of_kl)}; got {config.kl_penalty!r}")
     if config.use_score_norm and not config.use_score_scaling:

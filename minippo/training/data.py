@@ -93,7 +93,9 @@ def load_prompts(path: str | Path, raw: bytes | None = None) -> list[str]:
     Blank lines are skipped, and lines of text lose the white space around them (a space at the end would be a token of its
     own); strings in .jsonl stay as they are. raw: what read_bytes read of it, for a pipe.
     """
-    if Path(path).suffix.lower().startswith(".json"):
+    if (kind := Path(path).suffix.lower()) in (".csv", ".tsv"):
+        raise ValueError(f"{path}: its header and quotes would become prompts; write the column of prompts as text, one a line, or .jsonl")
+    if kind.startswith(".json"):
         return [_field(record, where, "query", "prompt", "text") for where, record in _records(path, raw)]
     return [line for _, line in _lines(path, raw)]
 

@@ -108,7 +108,7 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
             saved = trainer.steps_done
         except Exception as error:                                      # a full disk, say
             if must:
-                raise
+                raise OSError(f"update {trainer.steps_done} is not saved: {error}; {where_saved(job.out)}. Make room, then --resume") from error
             warn(f"no checkpoint of update {trainer.steps_done}: {error}; {where_saved(job.out)}")
 
     try:
@@ -206,5 +206,6 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
                 update_report(out)
                 for log in logs.values():
                     log.file.close()
-        talk(f"updates: {result.steps_done}/{run.steps}; {where_saved(out)}; the report is {out / 'report.html'}")
+        report = f"; the report is {out / 'report.html'}" if (out / "report.html").exists() else ""
+        talk(f"updates: {result.steps_done}/{run.steps}; {where_saved(out)}{report}")
     return result

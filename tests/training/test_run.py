@@ -543,10 +543,11 @@ def test_a_reward_that_fails_loses_nothing(base, tmp_path, fault, message):
     assert history(tmp_path / "run") == history(tmp_path / "uninterrupted")
 
 
-def test_a_signal_at_the_terminal_gives_its_status(base, tmp_path):
+def test_a_signal_at_the_terminal_gives_its_status(base, tmp_path, capsys):
     def interrupted(queries, responses):
         raise StopRun("SIGTERM at the terminal", signal.SIGTERM)
-    assert start(base, tmp_path, score_fn=interrupted) == (143, 0, None)
+    assert start(base, tmp_path, score_fn=interrupted, quiet=False) == (143, 0, None)
+    assert "report" not in capsys.readouterr().out                                      # before the first update there is none
 
 
 def test_a_human_reward_stops_and_goes_on_where_it_stopped(base, tmp_path, monkeypatch):
@@ -741,7 +742,7 @@ def test_a_full_disk_for_a_checkpoint_keeps_the_old_one(base, tmp_path, monkeypa
     assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-000001", "checkpoint-000003"]
     assert "no checkpoint of update 2" in capsys.readouterr().err
     full.append(4)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="update 4 is not saved: .*No space left.*the newest checkpoint is .*checkpoint-000003.*--resume"):
         start(base, tmp_path, steps=4, lr_schedule="constant", keep_checkpoints=9, resume=True)
     verify_folder(tmp_path / "checkpoint-000003")
     assert not list(tmp_path.glob("*.tmp-*"))
