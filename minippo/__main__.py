@@ -130,6 +130,8 @@ def run_train(argv: list[str]) -> int:
     add_flags(parser, PPOConfig)
     given = vars(parse(parser, argv))
     begun = read_record(place(given["out"], "--out")) if given["resume"] and "out" in given else {}
+    if given["resume"] and not begun and not {"model", "prompts", "reward"} & given.keys():
+        raise ValueError(f"--resume: there is no run in {given['out']!r}" if "out" in given else "--resume: expected the run's folder as --out")
     run, config = (build(cls, begun.get("run", {}) | begun.get("ppo", {}) | given) for cls in (RunConfig, PPOConfig))
     if "reward" not in given and (code := own_functions(run.reward)):
         raise ValueError(f"{' and '.join(code)}: a run folder is data, and code that it names is not imported; to run it, give it "

@@ -83,6 +83,9 @@ def check_pairs(queries: Sequence, responses: Sequence, vocab_size: int, n_posit
         if len(query) + len(response) > n_positions:
             raise ValueError(f"queries[{i}] and responses[{i}] have {len(query)} + {len(response)} tokens together, but the "
                              f"model has {n_positions} positions; does the response repeat the query?")
+    if sum(map(len, queries)) > 4 and all(torch.equal(query, response[:len(query)]) for query, response in zip(queries, responses)):
+        warnings.warn("every response begins with its query, whose tokens are then trained like those of the policy: give the responses "
+                      "alone (return_prompt=False)", stacklevel=5)
     return queries, responses
 
 
@@ -101,12 +104,9 @@ def check_scores(scores: Sequence | Tensor, responses: list[Tensor]) -> Tensor:
     for i, score in enumerate(scores):
         if not (isinstance(score, (Real, Tensor)) or hasattr(score, "__array__")):
             raise ValueError(f"scores[{i}]: expected a number or a tensor, got {type(score).__name__} {score!r:.40}")
-        try:
-            if isinstance(score, Real):                                                     # a Fraction or 2**70, too
-                score = torch.tensor(float(score), dtype=torch.float32, device="cpu")
-            row = score.detach().cpu() if isinstance(score, Tensor) else torch.as_tensor(score, device="cpu")
-        except (TypeError, OverflowError, RuntimeError) as error:
-            raise ValueError(f"scores[{i}]: {score!r:.40} is no number that fp32 holds ({error!s:.60})") from error
+        if isinstance(score, Real):                                                         # a Fraction or 2**70, too
+            score = torch.tensor(math.inf if abs(score) > 1e300 else float(score), dtype=torch.float32, device="cpu")
+        row = score.detach().cpu() if isinstance(score, Tensor) else torch.as_tensor(score, device="cpu")
         if row.is_complex() or not torch.isfinite(row.float()).all():
             raise ValueError(f"scores[{i}] is not finite, or not in fp32: {row.tolist()!r:.80}; check the score function on this "
                              "response")
@@ -220,17 +220,22 @@ def warn_of_negative_kl(kl: float) -> None:
                       "temperature, responses of another model?)", stacklevel=4)
 
 
-def check_trainable(model: torch.nn.Module, trained: list[Tensor]) -> None:
-    """ValueError for weights that came or were unfrozen since the trainer was made: its optimizer would leave them as they are."""
+def check_trainable(model: torch.nn.Module, trained: list[Tensor], optimizer) -> None:
+    """ValueError for weights that came or were unfrozen since the trainer was made, which its optimizer would leave as they are, and
+    for a learning rate, of a scheduler say, that would spoil them all."""
     known = {id(p) for p in trained}
     if new := next((name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known), None):
         raise ValueError(f"the model's {new} was exchanged or unfrozen since the trainer was made, whose optimizer does not know it: "
                          "make a new trainer")
+    if wrong := [float(group["lr"]) for group in optimizer.param_groups if not 0 <= group["lr"] < math.inf]:
+        raise ValueError(f"the optimizer's learning rate is {wrong[0]}, expected a number of at least 0: see the lr_scheduler")
 
 
 def check_precision(model: torch.nn.Module) -> None:
     """ValueError for 16-bit weights: what an update adds to them is mostly rounded away."""
     wrong = next(((name, p.dtype) for name, p in model.named_parameters() if p.dtype not in (torch.float32, torch.float64)), None)
+    if isinstance(dtype := model.transformer.dtype, str):
+        raise ValueError(f"the model's dtype is the text {dtype!r}, expected torch.bfloat16 or the like")
     if wrong:
         raise ValueError(f"the model's {wrong[0]} is {wrong[1]}, expected fp32 weights: leave .half() and .bfloat16() out, and give the "
                          "precision of the blocks to from_pretrained(..., dtype=torch.bfloat16)")

@@ -317,7 +317,7 @@ class PPOTrainer:
         Returns: statistics under TRL's keys; metrics.METRICS says what each one means.
         """
         config, clock = self.config, Stopwatch(self.model.device)
-        check_precision(self.model), check_trainable(self.model, self.trainable)
+        check_precision(self.model), check_trainable(self.model, self.trainable, self.optimizer)
         batch = Batch(*check_pairs(queries, responses, self.model.config.vocab_size, self.model.config.n_positions),
                       check_temperature(config.temperature if temperature is None else temperature, self.sampled_at))
         generator, moments = self.generator.clone_state(), copy.copy(self.moments)

@@ -382,7 +382,7 @@ MUTATIONS = [
     # --- files
     Mutation("files/atomic.py", "    path = Path(os.path.realpath(path))\n    if path.exists() and not path.is_file()",
              "    path = Path(path)\n    if path.exists() and not path.is_file()", "a link becomes a file when it is written to"),
-    Mutation("files/atomic.py", "    folder = behind_links(folder)\n    if folder.exists() and not folder.is_dir()",
+    Mutation("files/atomic.py", "    folder = Path(os.path.realpath(os.path.expanduser(folder)))\n    if folder.exists() and not folder.is_dir()",
              "    folder = Path(folder)\n    if folder.exists() and not folder.is_dir()", "a link to a folder becomes one"),
     Mutation("files/atomic.py", "            os.rename(aside, folder)\n        raise", "            pass\n        raise",
              "the old folder is gone after a failed rename"),

@@ -50,6 +50,7 @@ def tied_reference(policy):
     (lambda policy: {"ref_model": make_policy(vocab_size=5)}, "61 tokens, the reference 5"),
     (lambda policy: {"ref_model": make_policy(n_positions=32)}, "64 positions, the reference only 32"),
     (lambda policy: {"optimizer": torch.optim.Adam(make_policy().parameters())}, "parameters that are not the model's"),
+    (lambda policy: {"model": make_policy(dtype="bfloat16")}, "dtype is the text 'bfloat16', expected torch.bfloat16"),
     (lambda policy: {"tokenizer": "gpt2"}, "load_tokenizer.'gpt2'. makes one"),
     (lambda policy: {"model": torch.compile(policy, backend="eager")}, "wrapped by torch.compile"),
     (lambda policy: {"optimizer": torch.optim.SGD(policy.parameters(), lr=0.1), "lr_scheduler":
@@ -97,6 +98,31 @@ def test_weights_that_the_optimizer_does_not_know_are_refused_in_the_step(policy
     assert trainer.steps_done == 2
 
 
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1e-3])
+def test_a_learning_rate_that_would_spoil_the_weights_is_refused(policy, rate):
+    """A scheduler of one's own may come to it: loss and gradient are finite, and after the step no weight is."""
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
+    trainer = PPOTrainer(PPOConfig(), policy, optimizer=optimizer,
+                         lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate / 1e-3 if step else 1.0))
+    trainer.step(QUERIES, RESPONSES, SCORES)
+    before = weights(trainer)
+    with pytest.raises(ValueError, match=f"the optimizer's learning rate is {rate}, expected a number of at least 0"):
+        trainer.step(QUERIES, RESPONSES, SCORES)
+    assert same(before, weights(trainer))
+
+
+def test_responses_that_begin_with_their_queries_are_noticed():
+    """return_prompt=True is for reading, not for training; one response that repeats its query is chance."""
+    trainer = trainer_of()
+    responses = trainer.generate(QUERIES, return_prompt=True, max_new_tokens=3)
+    with pytest.warns(UserWarning, match="every response begins with its query"):
+        trainer.step(QUERIES, responses, SCORES)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="every response")
+        trainer.step(QUERIES, [*RESPONSES[:4], responses[4]], SCORES)
+        trainer.step([QUERIES[0]], [torch.cat([QUERIES[0], RESPONSES[0]])], [1.0])
+
+
 def test_gradient_checkpointing_that_a_user_switched_on_stays_on(policy):
     policy.transformer.gradient_checkpointing = True
     PPOTrainer(PPOConfig(), policy)
@@ -120,7 +146,7 @@ def test_queries_are_a_list_and_never_a_padded_tensor(policy, queries):
 @pytest.mark.parametrize("scores, message", [
     ({0: 1.0, 1: 2.0}, "expected a list of 2 numbers"), ({1.0, 2.0}, "expected a list of 2 numbers"),
     (torch.tensor([1j, 2j]), "not finite"), ([1e39, 0.0], "not finite, or not in fp32"), ([torch.tensor(1j), 0.0], "not finite"),
-    ([10**400, 0.0], "no number that fp32 holds"), (np.array(["a", "b"]), "no number that fp32 holds")])
+    ([10**400, 0.0], "not finite, or not in fp32"), ([Fraction(10**310, 3), 0.0], "not finite, or not in fp32")])
 def test_scores_of_the_wrong_kind_are_refused(scores, message):
     with pytest.raises(ValueError, match=message):
         trainer_of().step(QUERIES[:2], RESPONSES[:2], scores)

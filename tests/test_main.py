@@ -88,6 +88,8 @@ def test_flags_of_every_kind(monkeypatch):
     (["train", *REQUIRED, "--bach-size", "3"], "unknown argument '--bach-size'; did you mean --batch-size?"),
     (["train", *REQUIRED, "--lr", "3"], "unknown argument '--lr'; did you mean --learning-rate?"),
     (["train", *REQUIRED, "--kl-coef=3"], "unknown argument '--kl-coef=3'; did you mean --init-kl-coef?"),
+    (["train", "--resume"], "--resume: expected the run's folder as --out"),
+    (["train", "--resume", "--out", "nothing"], "--resume: there is no run in 'nothing'"),
     (["generate", "--model", "m", "--prompt", "x", ""], "--prompt: expected a text, got an empty one"),
     (["train", *REQUIRED, "--batch", "3"], "unknown argument '--batch'"),              # no guessing from beginnings
     (["train", *REQUIRED, "--steps", "ten"], "argument --steps: expected a whole number, got 'ten'"),

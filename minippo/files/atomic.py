@@ -88,11 +88,6 @@ def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
-def behind_links(folder: str | os.PathLike) -> Path:
-    """The folder itself, where a link or "~" leads to."""
-    return Path(os.path.realpath(os.path.expanduser(folder)))
-
-
 @contextmanager
 def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
     """A temporary folder to write into; its files are in `folder` when the block ends without an error.
@@ -100,7 +95,7 @@ def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
     Where a folder is there already, `whole` replaces it (it is set aside first and removed last; after a crash between the two
     find_folder puts it back); otherwise each file is replaced in one step, and foreign files stay.
     """
-    folder = behind_links(folder)
+    folder = Path(os.path.realpath(os.path.expanduser(folder)))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} exists and is not a folder; choose another place")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +126,7 @@ def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
 
 def find_folder(folder: str | os.PathLike) -> Path:
     """`folder`, put back if a crash came between setting the old one aside and putting the new one in its place."""
-    folder = behind_links(folder)
+    folder = Path(os.path.realpath(os.path.expanduser(folder)))
     if not folder.exists() and folder.parent.is_dir():
         asides = [path for path in folder.parent.iterdir()
                   if (match := TEMPORARY.fullmatch(path.name)) and match.groups() == (folder.name, "old")]

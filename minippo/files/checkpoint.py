@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .atomic import MAX_JSON, TEMPORARY, behind_links, find_folder, new_folder, read_json, sha256, write_json
+from .atomic import MAX_JSON, TEMPORARY, find_folder, new_folder, read_json, sha256, write_json
 from .model_folder import read_value_head, read_weights, write_model
 from .safetensors import read_safetensors, write_safetensors
 
@@ -157,7 +157,7 @@ def check_tensors(trainer, reference: dict, moments: dict) -> None:
 
 def save_state(folder: str | os.PathLike, trainer, extra: Any = None) -> None:
     """Write a checkpoint; `extra` is the caller's own, what `pack` takes. ValueError for a folder with anything else in it."""
-    check_place(behind_links(folder))
+    check_place(Path(os.path.realpath(os.path.expanduser(folder))))
     model, reference, scheduler = trainer.model, trainer.ref_model, trainer.lr_scheduler
     tensors = {"generator": trainer.generator.get_state()}
     tensors |= {f"ref_model.{name}": value for name, value in reference.state_dict().items()}

@@ -21,7 +21,7 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-from .atomic import behind_links, new_folder, read_json, write_json, write_text
+from .atomic import new_folder, read_json, write_json, write_text
 from .hub import resolve_model
 from .safetensors import TensorInfo, iter_safetensors, read_header, write_safetensors
 
@@ -38,7 +38,7 @@ UNCHANGEABLE = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale
 
 def find_model(name_or_dir: str | os.PathLike) -> Path:
     """The folder of a public model or a model folder, downloaded where it must be."""
-    name, optional = os.fspath(name_or_dir), ("generation_config.json", VALUE_HEAD)       # the first for transformers
+    name, optional = os.fspath(name_or_dir), ("generation_config.json", VALUE_HEAD)  # the first for transformers
     try:
         return resolve_model(name, ("config.json", WEIGHTS), optional)
     except FileNotFoundError as error:
@@ -199,7 +199,7 @@ def save_model(folder: str | os.PathLike, config: dict, weights: dict[str, Tenso
     A new folder appears whole. In one that exists each file is replaced in one step; other files and a README.md stay.
     ValueError where config.json there is no model's: it may be that of an application, or of a run.
     """
-    folder = behind_links(folder)
+    folder = Path(os.path.expanduser(folder))
     there = folder / "config.json"
     if there.exists() and not (isinstance(content := read_json(there), dict) and "model_type" in content):
         raise ValueError(f"{there} is not a model's and would be lost: nothing was written; choose another folder")

@@ -147,6 +147,8 @@ class RewardModel(nn.Module):
 
     def score(self, queries: Sequence[str], responses: Sequence[str]) -> list[float]:
         """The score of each response to its query, both as texts. This method is a score function for PPO."""
+        if isinstance(queries, str) or isinstance(responses, str):
+            raise ValueError("expected lists of texts, got one text; put it into a list")
         if len(queries) != len(responses):
             raise ValueError(f"got {len(queries)} queries and {len(responses)} responses; they come in pairs")
         return self.evaluate([self.encode(query + response) for query, response in zip(queries, responses)]).tolist()

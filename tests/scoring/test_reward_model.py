@@ -142,6 +142,13 @@ def test_of_a_long_text_the_end_is_read(model):
     assert len(model.encode(text, 100)) == 32
 
 
+def test_score_takes_lists_of_texts_and_no_text(model):
+    """It would score the letters."""
+    for pair in (("abc", "def"), (["a", "b"], "cd")):
+        with pytest.raises(ValueError, match="expected lists of texts, got one text"):
+            model.score(*pair)
+
+
 def test_score_names_what_is_missing(model):
     with pytest.raises(ValueError, match="2 queries and 1 responses"):
         model.score(["a", "b"], ["c"])
