@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -154,7 +155,9 @@ def load_reward(spec: str, device: torch.device, dtype: torch.dtype | None, labe
 
 def load_policy(source: str, device: torch.device, dtype: torch.dtype | None) -> tuple:
     """Tokenizer and policy of a model folder or public name; ValueError where they do not fit each other."""
-    tokenizer, model = load_tokenizer(source), GPT2WithValueHead.from_pretrained(source, device, dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* has no value head")               # no model has that was not trained here
+        tokenizer, model = load_tokenizer(source), GPT2WithValueHead.from_pretrained(source, device, dtype)
     check_vocabulary(tokenizer, model.config.vocab_size, source)
     return tokenizer, model
 

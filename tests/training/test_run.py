@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -212,6 +213,14 @@ def test_truncate_and_penalise(base, tmp_path, monkeypatch):
     samples = [sample for sample in lines(tmp_path / "x" / "samples.jsonl") if "trace" not in sample]
     assert [sample["score"] for sample in samples] == [1.0, -7.0] * 2
     assert [sample["response"] == text for sample, text in zip(samples, seen)][1::2] == [True, True]
+
+
+def test_a_model_without_a_value_head_is_what_a_run_begins_with(base, tmp_path):
+    """It starts at zero, as meant: nothing to warn of."""
+    shutil.copytree(base / "model", tmp_path / "model", ignore=shutil.ignore_patterns("value_head*"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        start(base, tmp_path / "run", model=str(tmp_path / "model"), steps=1)
 
 
 def test_updates_go_on_through_the_prompts(base, tmp_path):
