@@ -21,7 +21,7 @@ def check_types(cls: type, values: dict) -> None:
         hint = get_type_hints(cls)[name]
         kinds = {get_origin(kind) or kind for kind in get_args(hint) or [hint]}
         kinds |= {int} if float in kinds else set()
-        if not isinstance(value, tuple(kinds)) or isinstance(value, bool) and bool not in kinds:
+        if not isinstance(value, tuple(kinds)):
             raise ValueError(f"{cls.__name__}: {name} must be {cls.__annotations__[name]}, got {value!r:.60}")
 
 

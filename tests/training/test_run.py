@@ -415,8 +415,8 @@ def test_changed_settings_are_listed_and_refused(base, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(base / "reference", out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.5; query_tokens: \[1, 3\] -> None. Give them"):
-        start(base, out, resume=True, learning_rate=0.5, query_tokens=None, steps=5, save_every=3)
+    with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.5; query_tokens: \[1, 3\] -> None; reward: 'rule:len.* -> 'rule:length'. Give"):
+        start(base, out, resume=True, learning_rate=0.5, query_tokens=None, reward="rule:length", steps=5, save_every=3)
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
