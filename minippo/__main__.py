@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import traceback
 import warnings
 from dataclasses import MISSING, fields
@@ -94,7 +95,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
             parser.add_argument(name, type=reader(int if name == "--seed" else str), default=default, metavar="X", help=text)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=1)
+        known, name = list(parser._option_string_actions), unknown[0].split("=")[0]
+        initials = [flag for flag in known if "".join(word[0] for word in flag[2:].split("-") if word) == name.strip("-")]
+        near = initials or difflib.get_close_matches(name, known, n=1)                              # --lr: --learning-rate
         parser.error(f"unknown argument {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
     return args
 
@@ -129,6 +132,8 @@ def run_train(argv: list[str]) -> int:
     add_flags(parser, PPOConfig)
     given = vars(parse(parser, argv))
     begun = read_record(place(given["out"], "--out")) if given["resume"] and "out" in given else {}
+    if given["resume"] and not begun and not {"model", "prompts", "reward"} & given.keys():
+        raise ValueError(f"--resume: there is no run in {given['out']!r}" if "out" in given else "--resume: expected the run's folder as --out")
     run, config = (build(cls, begun.get("run", {}) | begun.get("ppo", {}) | given) for cls in (RunConfig, PPOConfig))
     if "reward" not in given and (code := own_functions(run.reward)):
         raise ValueError(f"{' and '.join(code)}: a run folder is data, and code that it names is not imported; to run it, give it "
@@ -150,6 +155,8 @@ def run_generate(argv: list[str]) -> None:
     args = parse(parser, argv)
     if args.n < 1:
         raise ValueError(f"--n: expected a whole number above 0, got {args.n}")
+    if "" in args.prompt:
+        raise ValueError("--prompt: expected a text, got an empty one")
     device, dtype = pick_device(args.device), pick_dtype(args.dtype)
     reward = load_reward(args.reward, device, dtype, Path("labels.jsonl")) if args.reward else None
     queries = [prompt for prompt in args.prompt for _ in range(args.n)]
@@ -190,6 +197,8 @@ def run_reward_model(argv: list[str]) -> None:
     source = model_source(given["model"])
     model = RewardModel.from_gpt2(GPT2.from_pretrained(source, device, dtype), load_tokenizer(source),
                                   torch.Generator().manual_seed(config.seed))
+    out.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=out).close()                         # what cannot be written fails now, not after the training
     result = learn(model, *examples, config)
     model.save_pretrained(out)
     say(f"accuracy {result.accuracy:.3f} on {result.held_out} held-out examples, after {result.trained} in "

@@ -63,23 +63,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class TokenLogprobs(torch.autograd.Function):
-    """Log-probability of each target, and the entropy, measured and not trained: logits (N, V), targets (N,) -> (N,), (N,).
+    """Log-probability of each target; entropy, measured and not trained; probs: logits (N, V), targets (N,) -> (N,), (N,), (N, V).
 
     The gradient by hand, d logprob / d logits = one-hot(target) - probs: one (N, V) tensor is kept for it and one more is made.
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         log_probs = logits.log_softmax(-1)
         probs = log_probs.exp()
         entropy = -torch.linalg.vecdot(probs, log_probs)
-        ctx.save_for_backward(probs, targets)
-        ctx.mark_non_differentiable(entropy)
-        return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy
+        return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy, probs
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, outputs: tuple) -> None:
+        _, entropy, probs = outputs
+        ctx.save_for_backward(probs, inputs[1])
+        ctx.mark_non_differentiable(entropy, probs)
+        ctx.set_materialize_grads(False)                                         # None, not zeros (N, V), as a gradient of probs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor, _) -> tuple[Tensor, None]:
+    def backward(ctx, grad: Tensor | None, *_) -> tuple[Tensor | None, None]:
+        if grad is None:
+            return None, None
         probs, targets = ctx.saved_tensors
         return (probs * -grad[:, None]).scatter_add_(-1, targets[:, None], grad[:, None]), None
 

@@ -14,6 +14,11 @@ import torch
 from torch import Tensor
 
 
+def fits(x: float) -> bool:
+    """Whether fp32 holds a positive number, and one over it."""
+    return 1e-37 < x < 1e37
+
+
 def check_number(name: str, value, wanted: str, holds: Callable[[float], bool]) -> None:
     """ValueError for anything but a finite number for which `holds` does."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not holds(value):
@@ -45,6 +50,8 @@ def check_ppo_config(config, kinds_of_kl: tuple[str, ...]) -> None:
     require(config, "learning_rate init_kl_coef vf_coef entropy_coef", "a number of at least 0", lambda x: x >= 0)
     require(config, "gamma lam", "a number from 0 to 1", lambda x: 0 <= x <= 1)
     require(config, "max_grad_norm score_clip missing_eos_penalty", "None or a number above 0", lambda x: x > 0, optional=True)
+    if wrong := [name for name, kind in type(config).__annotations__.items() if kind == "bool" and getattr(config, name) not in (True, False)]:
+        raise ValueError(f"PPOConfig: {wrong[0]} must be True or False, got {getattr(config, wrong[0])!r}")        # "no" counts as true
     if config.kl_penalty not in kinds_of_kl:
         raise ValueError(f"PPOConfig: kl_penalty must be one of {', '.join(kinds_of_kl)}; got {config.kl_penalty!r}")
     if config.advantage not in ("gae", "reinforce", "rloo", "grpo"):
@@ -96,6 +103,9 @@ def check_pairs(queries: Sequence, responses: Sequence, vocab_size: int, n_posit
         if len(query) + len(response) > n_positions:
             raise ValueError(f"queries[{i}] and responses[{i}] have {len(query)} + {len(response)} tokens together, but the "
                              f"model has {n_positions} positions; does the response repeat the query?")
+    if sum(map(len, queries)) > 4 and all(torch.equal(query, response[:len(query)]) for query, response in zip(queries, responses)):
+        warnings.warn("every response begins with its query, whose tokens are then trained like those of the policy: give the responses "
+                      "alone (return_prompt=False)", stacklevel=5)
     return queries, responses
 
 
@@ -124,6 +134,8 @@ def check_scores(scores: Sequence | Tensor, responses: list[Tensor]) -> Tensor:
     for i, score in enumerate(scores):
         if not (isinstance(score, (Real, Tensor)) or hasattr(score, "__array__")):
             raise ValueError(f"scores[{i}]: expected a number or a tensor, got {type(score).__name__} {score!r:.40}")
+        if isinstance(score, Real):                                                         # a Fraction or 2**70, too
+            score = torch.tensor(math.inf if abs(score) > 1e300 else float(score), dtype=torch.float32, device="cpu")
         row = score.detach().cpu() if isinstance(score, Tensor) else torch.as_tensor(score, device="cpu")
         if row.is_complex() or not torch.isfinite(row.float()).all():
             raise ValueError(f"scores[{i}] is not finite, or not in fp32: {row.tolist()!r:.80}; look at the score function")
@@ -145,8 +157,8 @@ def check_sampling(do_sample: bool, temperature: float, top_k: int | None, top_p
                    vocab_size: int) -> dict:
     """The settings of generation.Sampling; ValueError for what cannot be sampled from."""
     top_k, top_p = 0 if top_k is None else top_k, 1.0 if top_p is None else top_p
-    check_number("generate: temperature", temperature, "one positive number; do_sample=False is greedy", lambda x: x > 0)
-    check_number("generate: top_p", top_p, "above 0 and at most 1, which keeps every token", lambda x: 0 < x <= 1)
+    check_number("generate: temperature", temperature, "one positive number that fp32 holds; do_sample=False is greedy", fits)
+    check_number("generate: top_p", top_p, "above 0 and at most 1, which keeps every token", lambda x: 1e-37 < x <= 1)
     check_number("generate: top_k", top_k, "a whole number of at least 0", lambda x: x >= 0 and x == int(x))
     if eos_token_id is not None:
         eos_token_id = whole("generate: eos_token_id, where it is not None,", eos_token_id)
@@ -185,7 +197,7 @@ def pad_right(sequences: list[Tensor]) -> Tensor:
 
 def check_temperature(temperature: float, sampled_at: float) -> float:
     """The temperature to score at; warns where the latest responses were sampled at another."""
-    check_number("step: temperature", temperature, "one positive number", lambda x: x > 0)
+    check_number("step: temperature", temperature, "one positive number that fp32 holds", fits)
     if temperature != sampled_at:
         warnings.warn(f"the latest responses were sampled at temperature {sampled_at:g}, but step() scores at {temperature:g}: give it "
                       "their temperature, or set PPOConfig.temperature for both", stacklevel=5)
@@ -222,16 +234,35 @@ def warn_of_negative_kl(kl: float) -> None:
 def check_precision(model: torch.nn.Module) -> None:
     """ValueError for 16-bit weights: what an update adds to them is mostly rounded away."""
     wrong = next(((name, p.dtype) for name, p in model.named_parameters() if p.dtype not in (torch.float32, torch.float64)), None)
+    if isinstance(dtype := model.transformer.dtype, str):
+        raise ValueError(f"the model's dtype is the text {dtype!r}, expected torch.bfloat16 or the like")
     if wrong:
         raise ValueError(f"the model's {wrong[0]} is {wrong[1]}, expected fp32 weights: leave .half() and .bfloat16() out, and give the "
                          "precision of the blocks to from_pretrained(..., dtype=torch.bfloat16)")
 
 
-def check_models(model: torch.nn.Module, ref_model: torch.nn.Module | None, optimizer, lr_scheduler) -> None:
+def check_trainable(model: torch.nn.Module, trained: list[Tensor], optimizer) -> None:
+    """ValueError for weights that were exchanged, unfrozen or halved since the trainer was made, and for a learning rate, of a
+    scheduler say, that would spoil them all."""
+    check_precision(model)
+    known = {id(p) for p in trained}
+    if new := next((name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known), None):
+        raise ValueError(f"the model's {new} was exchanged or unfrozen since the trainer was made, whose optimizer does not know it: "
+                         "make a new trainer")
+    if wrong := [float(group["lr"]) for group in optimizer.param_groups if not 0 <= group["lr"] < math.inf]:
+        raise ValueError(f"the optimizer's learning rate is {wrong[0]}, expected a number of at least 0: see the lr_scheduler")
+
+
+def check_models(model: torch.nn.Module, ref_model: torch.nn.Module | None, tokenizer, optimizer, lr_scheduler) -> None:
     """ValueError for what could not train, or would train nothing: said when a trainer is made, not in its first step."""
+    if isinstance(tokenizer, str):
+        raise ValueError(f"tokenizer: expected a tokenizer, got a text; load_tokenizer({tokenizer!r:.80}) makes one")
     for name, one in (("model", model), ("ref_model", ref_model)):
         if not (hasattr(one, "transformer") and hasattr(one, "v_head")) and not (name == "ref_model" and one is None):
             raise ValueError(f"{name}: expected a GPT2WithValueHead, got {type(one).__name__}; from_pretrained makes one")
+    if any("_orig_mod." in name for name, _ in model.named_parameters()):
+        raise ValueError("the model is wrapped by torch.compile, which would compile nothing that PPO calls, and rename its parameters: "
+                         "give the model itself, and PPOConfig(compile=True)")
     check_precision(model)
     if ref_model is not None:
         (V, P), (ref_V, ref_P) = ((each.config.vocab_size, each.config.n_positions) for each in (model, ref_model))
@@ -241,6 +272,8 @@ def check_models(model: torch.nn.Module, ref_model: torch.nn.Module | None, opti
             raise ValueError("ref_model shares weights with the model and would move with it: pass create_reference_model(model)")
     if optimizer is None and lr_scheduler is not None:
         raise ValueError("lr_scheduler was given without the optimizer that it schedules: pass both")
+    if getattr(lr_scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError("lr_scheduler: it belongs to another optimizer, whose learning rate it would move")
     if isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ValueError("lr_scheduler: ReduceLROnPlateau needs a metric at every step: keep it apart and call it with yours")
     own = {id(p) for p in model.parameters()}

@@ -174,7 +174,7 @@ def token_logprobs(transformer: GPT2, hidden: Tensor, targets: Tensor, temperatu
     """Log-probability of each target and the entropy of its distribution: (N, C), (N,) -> (N,), (N,)."""
     logits = transformer.head(hidden / temperature)                                         # (N, V): as if the logits were divided
     if not entropy_grad:
-        return TokenLogprobs.apply(logits, targets)
+        return TokenLogprobs.apply(logits, targets)[:2]
     log_probs = logits.log_softmax(-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)
     return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy

@@ -30,7 +30,7 @@ from torch import Tensor
 from .distributed import check_same, in_place, interleave, of_each, share, start
 from .fast import prepare_models, training_modes
 from .files.checkpoint import load_state, save_state
-from .inputs import (check_groups, check_models, check_pairs, check_ppo_config, check_precision, check_scores, check_temperature,
+from .inputs import (check_groups, check_models, check_pairs, check_ppo_config, check_scores, check_temperature, check_trainable,
                      penalise_missing_eos, warn_of_filters, warn_of_negative_kl)
 from .metrics import RunningMoments, Stopwatch, batch_stats, masked_mean, masked_var, masked_whiten, mean_of
 from .policy import GPT2WithValueHead, create_reference_model, evaluate_responses, response_kl, response_mask
@@ -255,7 +255,7 @@ class PPOTrainer:
 
     def __init__(self, config: PPOConfig, model: GPT2WithValueHead, ref_model: GPT2WithValueHead | None = None,
                  tokenizer=None, optimizer: torch.optim.Optimizer | None = None, lr_scheduler=None):
-        check_models(model, ref_model, optimizer, lr_scheduler)
+        check_models(model, ref_model, tokenizer, optimizer, lr_scheduler)
         self.is_main_process, self.world_size = start()                 # True and 1, unless torchrun started several processes
         self.config, self.model, self.tokenizer, self.lr_scheduler = config, model, tokenizer, lr_scheduler
         self.ref_model = create_reference_model(model) if ref_model is None else ref_model.eval().requires_grad_(False)
@@ -308,7 +308,7 @@ class PPOTrainer:
         Returns: statistics under TRL's keys; metrics.METRICS says what each one means.
         """
         config, clock = self.config, Stopwatch(self.model.device)
-        check_precision(self.model)
+        check_trainable(self.model, self.trainable, self.optimizer)
         batch = Batch(*check_pairs(queries, responses, self.model.config.vocab_size, self.model.config.n_positions),
                       check_temperature(config.temperature if temperature is None else temperature, self.sampled_at))
         check_groups(batch.queries, config.group_size)

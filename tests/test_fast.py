@@ -59,7 +59,7 @@ def test_skipped_padding_changes_nothing_else(policy, checkpointing):
 def test_gradient_of_logprobs_by_hand():
     """Logits 0, 0, log 2: probabilities 1/4, 1/4, 1/2; the gradient at target 2 is (-1/4, -1/4, 1 - 1/2). And by differences."""
     logits = torch.tensor([[0.0, 0.0, math.log(2)]], dtype=torch.float64, requires_grad=True)
-    logprobs, entropy = TokenLogprobs.apply(logits, torch.tensor([2]))
+    logprobs, entropy, _ = TokenLogprobs.apply(logits, torch.tensor([2]))
     assert logprobs.item() == pytest.approx(-math.log(2)) and entropy.item() == pytest.approx(1.5 * math.log(2))
     (3 * logprobs).sum().backward()
     torch.testing.assert_close(logits.grad, torch.tensor([[-0.75, -0.75, 1.5]], dtype=torch.float64))

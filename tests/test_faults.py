@@ -69,7 +69,7 @@ def test_a_signal_from_outside_ends_the_program_with_its_status_and_all_saved(ba
     assert steps == list(range(1, len(steps) + 1)) and verify_folder(newest_checkpoint(out))["step"] == steps[-1]
 
 
-# --- output that cannot be written (row 55) -------------------------------------------------------
+# --- output that cannot be written (row 84) -------------------------------------------------------
 
 @pytest.mark.parametrize("flag", ["--one-line", "--no-one-line"])
 @pytest.mark.parametrize("kind", ["full", "pipe", "closed"])

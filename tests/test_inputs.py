@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import warnings
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +50,11 @@ def tied_reference(policy):
     (lambda policy: {"ref_model": make_policy(vocab_size=5)}, "61 tokens and 64 positions, the reference 5 and 64"),
     (lambda policy: {"ref_model": make_policy(n_positions=32)}, "61 tokens and 64 positions, the reference 61 and 32"),
     (lambda policy: {"optimizer": torch.optim.Adam(make_policy().parameters())}, "parameters that are not the model's"),
+    (lambda policy: {"model": make_policy(dtype="bfloat16")}, "dtype is the text 'bfloat16', expected torch.bfloat16"),
+    (lambda policy: {"tokenizer": "gpt2"}, "load_tokenizer.'gpt2'. makes one"),
+    (lambda policy: {"model": torch.compile(policy, backend="eager")}, "wrapped by torch.compile"),
+    (lambda policy: {"optimizer": torch.optim.SGD(policy.parameters(), lr=0.1), "lr_scheduler":
+                     torch.optim.lr_scheduler.StepLR(torch.optim.SGD(policy.parameters(), lr=0.1), 1)}, "belongs to another optimizer"),
     (lambda policy: {"model": policy.half()}, "is torch.float16, expected fp32 weights"),
     (lambda policy: {"model": policy.to(torch.bfloat16)}, "is torch.bfloat16, expected fp32 weights")])
 def test_what_could_not_train_is_refused_when_the_trainer_is_made(policy, make, message):
@@ -61,6 +68,59 @@ def test_a_model_that_became_half_later_is_refused_in_the_step():
     trainer.model.half()
     with pytest.raises(ValueError, match="expected fp32 weights"):
         trainer.step(QUERIES, RESPONSES, SCORES)
+
+
+def unfreeze(trainer):
+    trainer.model.transformer.wpe.requires_grad_(True)
+
+
+def exchange_a_layer(trainer):
+    trainer.model.transformer.h[0].mlp = make_policy(seed=1).transformer.h[0].mlp
+
+
+def exchange_the_model(trainer):
+    trainer.model = make_policy(seed=1)
+
+
+@pytest.mark.parametrize("change, name", [(unfreeze, "wpe"), (exchange_a_layer, "h.0.mlp.c_fc"), (exchange_the_model, "wte")])
+def test_weights_that_the_optimizer_does_not_know_are_refused_in_the_step(policy, change, name):
+    """They would stay as they are, without a word. Freezing more is fine: those have no gradient."""
+    policy.transformer.wpe.requires_grad_(False)
+    trainer = trainer_of(policy)
+    trainer.step(QUERIES, RESPONSES, SCORES)
+    policy.transformer.h[1].requires_grad_(False)
+    frozen = policy.transformer.h[1].mlp.c_fc.weight.clone()
+    trainer.step(QUERIES, RESPONSES, SCORES)
+    assert torch.equal(frozen, policy.transformer.h[1].mlp.c_fc.weight)
+    change(trainer)
+    with pytest.raises(ValueError, match=f"transformer.{name}.weight was exchanged or unfrozen since the trainer was made"):
+        trainer.step(QUERIES, RESPONSES, SCORES)
+    assert trainer.steps_done == 2
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -1e-3])
+def test_a_learning_rate_that_would_spoil_the_weights_is_refused(policy, rate):
+    """A scheduler of one's own may come to it: loss and gradient are finite, and after the step no weight is."""
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
+    trainer = PPOTrainer(PPOConfig(), policy, optimizer=optimizer,
+                         lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate / 1e-3 if step else 1.0))
+    trainer.step(QUERIES, RESPONSES, SCORES)
+    before = weights(trainer)
+    with pytest.raises(ValueError, match=f"the optimizer's learning rate is {rate}, expected a number of at least 0"):
+        trainer.step(QUERIES, RESPONSES, SCORES)
+    assert same(before, weights(trainer))
+
+
+def test_responses_that_begin_with_their_queries_are_noticed():
+    """return_prompt=True is for reading, not for training; one response that repeats its query is chance."""
+    trainer = trainer_of()
+    responses = trainer.generate(QUERIES, return_prompt=True, max_new_tokens=3)
+    with pytest.warns(UserWarning, match="every response begins with its query"):
+        trainer.step(QUERIES, responses, SCORES)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="every response")
+        trainer.step(QUERIES, [*RESPONSES[:4], responses[4]], SCORES)
+        trainer.step([QUERIES[0]], [torch.cat([QUERIES[0], RESPONSES[0]])], [1.0])
 
 
 def test_gradient_checkpointing_that_a_user_switched_on_stays_on(policy):
@@ -85,10 +145,16 @@ def test_queries_are_a_list_and_never_a_padded_tensor(policy, queries):
 
 @pytest.mark.parametrize("scores, message", [
     ({0: 1.0, 1: 2.0}, "expected a list of 2 numbers"), ({1.0, 2.0}, "expected a list of 2 numbers"),
-    (torch.tensor([1j, 2j]), "not finite"), ([1e39, 0.0], "not finite, or not in fp32"), ([torch.tensor(1j), 0.0], "not finite")])
+    (torch.tensor([1j, 2j]), "not finite"), ([1e39, 0.0], "not finite, or not in fp32"), ([torch.tensor(1j), 0.0], "not finite"),
+    ([10**400, 0.0], "not finite, or not in fp32"), ([Fraction(10**310, 3), 0.0], "not finite, or not in fp32")])
 def test_scores_of_the_wrong_kind_are_refused(scores, message):
     with pytest.raises(ValueError, match=message):
         trainer_of().step(QUERIES[:2], RESPONSES[:2], scores)
+
+
+def test_real_numbers_of_any_kind_are_scores():
+    stats = trainer_of().step(QUERIES, RESPONSES, [Fraction(1, 2), 2**70, np.float16(0.5), True, 0])
+    assert stats["ppo/mean_scores"] == pytest.approx(2**70 / 5, rel=1e-6)
 
 
 def test_numbers_and_per_token_rewards_may_be_mixed():
@@ -104,7 +170,8 @@ def test_numbers_and_per_token_rewards_may_be_mixed():
 
 @pytest.mark.parametrize("kwargs, message", [
     ({"min_new_tokens": "3"}, "min_new_tokens must be a whole number"), ({"top_k": math.inf}, "top_k must be a whole number"),
-    ({"eos_token_id": "2"}, "eos_token_id, .* must be a whole number"), ({"top_p": "0.9"}, "top_p must be above 0"), ({"temperature": "1"}, "temperature")])
+    ({"eos_token_id": "2"}, "eos_token_id, .* must be a whole number"), ({"top_p": "0.9"}, "top_p must be above 0"),
+    ({"top_p": 1e-46}, "top_p must be above 0"), ({"temperature": "1"}, "temperature"), ({"temperature": 1e-40}, "temperature")])
 def test_settings_of_another_type_are_named(policy, kwargs, message):
     with pytest.raises(ValueError, match=message):
         policy.generate(QUERIES, **kwargs)
@@ -321,6 +388,22 @@ def test_large_products_can_be_differentiated_by_torch_func(policy):
     weight, x = torch.randn(1024, 512), torch.randn(3, 512)
     torch.testing.assert_close(torch.func.grad(lambda w: fast.linear(x, w).square().sum())(weight),
                                torch.func.grad(lambda w: (x @ w.T).square().sum())(weight), atol=1e-2, rtol=1e-3)
+
+
+def test_scoring_can_be_differentiated_by_torch_func(policy):
+    """The gradients of all log-probabilities, by torch.func as by autograd."""
+    class Scoring(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.policy = policy
+
+        def forward(self):
+            return response_logprobs(self.policy, QUERIES, RESPONSES)[0].sum()
+    module = Scoring()
+    by_func = torch.func.grad(lambda weights: torch.func.functional_call(module, weights, ()))(dict(module.named_parameters()))
+    module().backward()
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(by_func[name], torch.zeros_like(p) if p.grad is None else p.grad)
 
 
 def test_a_model_in_fp64_still_works():

@@ -16,6 +16,7 @@ from minippo import __main__ as cli
 from minippo.gpt2 import GPT2Config
 from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig
+from minippo.training import reward_training
 from minippo.training.reward_training import RewardModelConfig
 from minippo.training.run import Result, RunConfig
 from minippo.training.bpe import train_bpe
@@ -85,6 +86,11 @@ def test_flags_of_every_kind(monkeypatch):
 @pytest.mark.parametrize("argv, message", [
     (["trian"], "no command 'trian'; did you mean train? There are: demo, train"),
     (["train", *REQUIRED, "--bach-size", "3"], "unknown argument '--bach-size'; did you mean --batch-size?"),
+    (["train", *REQUIRED, "--lr", "3"], "unknown argument '--lr'; did you mean --learning-rate?"),
+    (["train", *REQUIRED, "--kl-coef=3"], "unknown argument '--kl-coef=3'; did you mean --init-kl-coef?"),
+    (["train", "--resume"], "--resume: expected the run's folder as --out"),
+    (["train", "--resume", "--out", "nothing"], "--resume: there is no run in 'nothing'"),
+    (["generate", "--model", "m", "--prompt", "x", ""], "--prompt: expected a text, got an empty one"),
     (["train", *REQUIRED, "--batch", "3"], "unknown argument '--batch'"),              # no guessing from beginnings
     (["train", *REQUIRED, "--steps", "ten"], "argument --steps: expected a whole number, got 'ten'"),
     (["train", *REQUIRED, "--score-clip", "x"], "argument --score-clip: expected a number or none, got 'x'"),
@@ -202,7 +208,7 @@ def test_train_resume_generate_and_report(base, tmp_path, capsys):
     assert (tmp_path / "run" / "comparison.html").exists()
 
 
-def test_a_reward_model_from_pairs_and_from_labels_scores_a_run(base, tmp_path, capsys):
+def test_a_reward_model_from_pairs_and_from_labels_scores_a_run(base, tmp_path, capsys, monkeypatch):
     pairs = [{"query": query, "chosen": " is a joy", "rejected": " is a bore"} for query in REVIEWS * 3]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     (tmp_path / "good").write_text("\n".join(f"{review}, a joy" for review in REVIEWS * 2))
@@ -214,6 +220,10 @@ def test_a_reward_model_from_pairs_and_from_labels_scores_a_run(base, tmp_path, 
     assert re.search(r"accuracy [01]\.\d+ on 2 held-out examples, after 12", capsys.readouterr().out)
     assert cli.main([*common, "--out", str(tmp_path / "rm"), "--pairs", str(tmp_path / "pairs.jsonl")]) == 2
     assert "exists and is not an empty folder" in capsys.readouterr().err
+    monkeypatch.setattr(reward_training, "train_on_pairs", lambda *args: pytest.fail("trained, with nowhere to save it"))
+    assert cli.main([*common, "--out", str(tmp_path / "good" / "rm"), "--pairs", str(tmp_path / "pairs.jsonl")]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+    monkeypatch.undo()
 
     assert cli.main(["train", "--model", str(base / "model"), "--prompts", str(base / "prompts.txt"), "--reward",
                      f"model:{tmp_path / 'rm'} + 0.1*rule:length", "--out", str(tmp_path / "run"), "--steps", "1",

@@ -517,7 +517,8 @@ def test_defaults_are_those_of_trl():
     ({"learning_rate": -1e-5}, "learning_rate"), ({"learning_rate": "1e-5"}, "learning_rate"), ({"lam": 1.5}, "from 0 to 1"),
     ({"gamma": math.nan}, "gamma"), ({"cliprange": 0}, "cliprange"), ({"max_grad_norm": 0.0}, "max_grad_norm"),
     ({"score_clip": -1}, "score_clip"), ({"kl_penalty": "k1"}, "one of kl, abs, mse, k3, full"), ({"temperature": 0}, "temperature"),
-    ({"use_score_norm": True}, "needs use_score_scaling"), ({"mini_batch_size": True}, "mini_batch_size")])
+    ({"use_score_norm": True}, "needs use_score_scaling"), ({"mini_batch_size": True}, "mini_batch_size"),
+    ({"adap_kl_ctrl": "no"}, "adap_kl_ctrl must be True or False, got 'no'"), ({"compile": None}, "compile must be True or False")])
 def test_impossible_settings_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         PPOConfig(**kwargs)

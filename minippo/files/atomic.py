@@ -78,8 +78,10 @@ def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
             yield file
         sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not error.filename:           # a full disk does not say where
+            error.filename = str(path)
         raise
     sync(path.parent)
 
@@ -91,7 +93,7 @@ def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
     Where a folder is there already, `whole` replaces it (it is set aside first and removed last; after a crash between the two
     find_folder puts it back); otherwise each file is replaced in one step, and foreign files stay.
     """
-    folder = Path(os.path.realpath(folder))
+    folder = Path(os.path.realpath(os.path.expanduser(folder)))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} exists and is not a folder; choose another place")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,7 @@ def new_folder(folder: str | os.PathLike, whole: bool) -> Iterator[Path]:
 
 def find_folder(folder: str | os.PathLike) -> Path:
     """`folder`, put back if a crash came between setting the old one aside and putting the new one in its place."""
-    folder = Path(os.path.realpath(folder))
+    folder = Path(os.path.realpath(os.path.expanduser(folder)))
     asides = [path for path in folder.parent.glob("*")
               if (match := TEMPORARY.fullmatch(path.name)) and match.groups() == (folder.name, "old")]
     if asides and not folder.exists():

@@ -127,7 +127,7 @@ def check_state(trainer, state: dict) -> None:
     groups = zip(state["optimizer"]["param_groups"], trainer.optimizer.param_groups, strict=True)
     numbers += [(name, theirs[name], ours[name]) for theirs, ours in groups for name in SCHEDULED & ours.keys()]
     for name, value, like in numbers:
-        x, like = (torch.as_tensor(number, dtype=torch.float64) for number in (value, like))
+        x, like = (torch.as_tensor(number, dtype=torch.float64, device="cpu") for number in (value, like))
         low, high = -math.inf if name == "mean" else 0, 1 if name in ("betas", "momentum") else math.inf
         if x.shape != like.shape or not ((low <= x) & (x < high)).all() or name == "steps_done" and type(value) is not int:
             raise ValueError(f"{name} is {value!r:.80}, which no trainer has")
@@ -155,7 +155,7 @@ def save_state(folder: str | os.PathLike, trainer, extra: Any = None) -> None:
     """Write a checkpoint; `extra` is the caller's own, what `pack` takes. ValueError for a folder with anything else in it."""
     if not trainer.is_main_process:                                         # of several: all have the same state
         return
-    check_place(Path(os.path.realpath(folder)))
+    check_place(Path(os.path.realpath(os.path.expanduser(folder))))
     model, reference, scheduler = trainer.model, trainer.ref_model, trainer.lr_scheduler
     tensors = {"generator": trainer.generator.get_state()}
     tensors |= {f"ref_model.{name}": value for name, value in reference.state_dict().items()}
@@ -172,8 +172,9 @@ def save_state(folder: str | os.PathLike, trainer, extra: Any = None) -> None:
         write_json(temporary / "manifest.json", {"files": files, "step": trainer.steps_done})
 
 
+@torch.inference_mode(False)                            # whose tensors no step could change
 def load_state(folder: str | os.PathLike, trainer) -> Any:
-    """Bring `trainer` to the state of a checkpoint, bit for bit, and return the caller's `extra`.
+    """Bring `trainer` to the state of a checkpoint, on a CPU bit for bit, and return the caller's `extra`.
 
     Everything is read, verified and compared with the trainer before anything changes; ValueError says what does not fit.
     """

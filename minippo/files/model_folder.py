@@ -25,6 +25,7 @@ from .safetensors import TensorInfo, iter_safetensors, read_header, write_safete
 
 WEIGHTS, INDEX, VALUE_HEAD = "model.safetensors", "model.safetensors.index.json", "value_head.safetensors"
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")    # stored as (in, out)
+PARAMETER = re.compile(r"w[tp]e\.weight|(ln_f|h\.\d+\.(ln_[12]|attn\.c_(attn|proj)|mlp\.c_(fc|proj)))\.(weight|bias)")
 # the largest sizes that are read: generous for a GPT-2 (gpt2-xl: 50257, 1024, 1600, 48, 25), and no shape of them overflows
 SIZES = {"vocab_size": 2**24, "n_positions": 2**24, "n_embd": 2**17, "n_layer": 1000, "n_head": 2**17}
 # settings that change what GPT-2 computes; other values than these are another model
@@ -35,7 +36,7 @@ UNCHANGEABLE = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale
 
 def find_model(name_or_dir: str | os.PathLike) -> Path:
     """The folder of a public model or a model folder, downloaded where it must be."""
-    name = str(name_or_dir)
+    name = os.fspath(name_or_dir)
     try:
         return resolve_model(name, ("config.json", WEIGHTS), (VALUE_HEAD,))
     except FileNotFoundError as error:
@@ -168,6 +169,9 @@ A GPT-2 ({n_layer} layers, width {n_embd}, {n_head} heads, {parameters:,} parame
 def write_model(folder: Path, config: dict, weights: dict[str, Tensor], v_head: dict[str, Tensor] | None = None,
                 tokenizer=None, card: str = MODEL_CARD) -> None:
     """Write a model folder's files into a folder that exists. config: GPT2Config's fields; weights: GPT2's parameters."""
+    if odd := next((name for name in weights if not PARAMETER.fullmatch(name)), None):
+        raise ValueError(f"{odd} is no parameter of GPT-2, and nothing could load it: nothing was written; take off what wraps the module "
+                         "(torch.compile, a parametrization, an adapter)")
     eos = getattr(tokenizer, "eos_token_id", None)
     eos = config["eos_token_id"] if eos is None else eos
     eos = 50256 if eos is None and config["vocab_size"] == 50257 else eos                  # GPT-2's <|endoftext|>
@@ -192,12 +196,13 @@ def save_model(folder: str | os.PathLike, config: dict, weights: dict[str, Tenso
     A new folder appears whole. In one that exists each file is replaced in one step; other files and a README.md stay.
     ValueError where config.json there is no model's: it may be that of an application, or of a run.
     """
-    there = Path(folder) / "config.json"
+    folder = Path(os.path.expanduser(folder))
+    there = folder / "config.json"
     if there.exists() and not (isinstance(content := read_json(there), dict) and "model_type" in content):
         raise ValueError(f"{there} is not a model's and would be lost: nothing was written; choose another folder")
     with new_folder(folder, whole=False) as temporary:
         write_model(temporary, config, weights, v_head, tokenizer, card)
         for name, tensors in (more or {}).items():
             write_safetensors(temporary / name, tensors)
-        if (Path(folder) / "README.md").exists():
+        if (folder / "README.md").exists():
             (temporary / "README.md").unlink()

@@ -24,7 +24,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files.atomic import write_text
+from ..files.atomic import read_text, write_text
 from ..metrics import GROUPS, metric_of
 from .findings import findings, finite, kl_target, number, series, settings
 
@@ -89,7 +89,7 @@ def _read_run(run_dir) -> Run:
         raise FileNotFoundError(f"{folder} is not a run folder: it has no metrics.jsonl; give one that `train --out` wrote")
     if not (metrics := _read_jsonl(path, _is_update, 'a "step", a whole number')):
         raise ValueError(f"{path} holds no whole update yet; run at least one")
-    config = _json(text := (folder / "config.json").read_bytes())
+    config = _json(text := read_text(folder / "config.json", 2**24))  # a pipe would keep us waiting for ever
     if not (isinstance(config, dict) and all(isinstance(config.get(part, {}), dict) for part in ("run", "ppo"))):
         raise ValueError(f"{folder / 'config.json'}: expected a run's JSON object of settings, got {text[:60]!r}; mend it")
     if (path := folder / "samples.jsonl").is_file():

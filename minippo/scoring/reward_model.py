@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..attention import hidden_states
 from ..distributed import rank
-from ..fast import upload
+from ..fast import torch_modes, upload
 from ..files.model_folder import as_fp32, save_model
 from ..files.safetensors import read_safetensors
 from ..files.tokenizer import load_tokenizer
@@ -53,12 +53,13 @@ class RewardModel(nn.Module):
         self.transformer, self.tokenizer, C = gpt2, tokenizer, gpt2.config.n_embd
         if (known := getattr(tokenizer, "vocab_size", 0)) > self.config.vocab_size:
             raise ValueError(f"the tokenizer has {known} tokens, the reward model {self.config.vocab_size}: give it its own")
-        self.r_head = nn.Linear(C, 1)           # not zero like a value head: the trunk would get no gradient at first
+        # not zero like a value head: the trunk would get no gradient at first
+        self.r_head = nn.Linear(C, 1, device="cpu", dtype=torch.float32)
         nn.init.normal_(self.r_head.weight, std=1 / math.sqrt(C + 1), generator=generator)
         nn.init.zeros_(self.r_head.bias)
-        self.register_buffer("gain", torch.ones(()))
-        self.register_buffer("bias", torch.zeros(()))
-        self.to(self.device)
+        self.register_buffer("gain", torch.ones((), device="cpu"))
+        self.register_buffer("bias", torch.zeros((), device="cpu"))
+        self.to(self.transformer.wte.weight)    # its device and precision
 
     @classmethod
     def from_gpt2(cls, gpt2: GPT2, tokenizer=None, generator: torch.Generator | None = None) -> "RewardModel":
@@ -117,17 +118,18 @@ class RewardModel(nn.Module):
         real_index = (torch.arange(tokens.shape[1], device="cpu") < lengths[:, None]).flatten().nonzero().squeeze(-1)
         last = torch.arange(len(lengths), device="cpu") * tokens.shape[1] + lengths - 1       # not T - 1: that is padding
         tokens, real_index, last = upload([tokens, real_index, last], self.device)
-        hidden = hidden_states(self.transformer, tokens, real_index).flatten(0, 1)[last]      # (B, C)
-        return self.gain * self.r_head(hidden).squeeze(-1) + self.bias
+        with torch_modes(self.device, self.transformer.compute_dtype):
+            hidden = hidden_states(self.transformer, tokens, real_index).flatten(0, 1)[last]  # (B, C)
+            return self.gain * self.r_head(hidden).squeeze(-1) + self.bias
 
     @torch.no_grad()
     def evaluate(self, sequences: Sequence[Tensor]) -> Tensor:
         """forward in batches of like lengths, without gradients: -> (B,) fp32 on the CPU, in the order given."""
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        scores = torch.zeros(len(sequences))
+        scores = torch.zeros(len(sequences), dtype=torch.float32, device="cpu")
         for start in range(0, len(order), SCORE_BATCH):
             batch = order[start:start + SCORE_BATCH]
-            scores[batch] = self([sequences[i] for i in batch]).cpu()
+            scores[batch] = self([sequences[i] for i in batch]).float().cpu()
         return scores
 
     def encode(self, text: str, max_tokens: int | None = None) -> Tensor:
@@ -138,10 +140,12 @@ class RewardModel(nn.Module):
         if self.tokenizer is None:
             raise ValueError("this reward model has no tokenizer: set model.tokenizer, or pass one to from_gpt2")
         limit = min(max_tokens or self.config.n_positions, self.config.n_positions)
-        return torch.tensor(self.tokenizer.encode(text)[-limit:] or [self.tokenizer.eos_token_id])
+        return torch.tensor(self.tokenizer.encode(text)[-limit:] or [self.tokenizer.eos_token_id], device="cpu")
 
     def score(self, queries: Sequence[str], responses: Sequence[str]) -> list[float]:
         """The score of each response to its query, both as texts. This method is a score function for PPO."""
+        if isinstance(queries, str) or isinstance(responses, str):
+            raise ValueError("expected lists of texts, got one text; put it into a list")
         if len(queries) != len(responses):
             raise ValueError(f"got {len(queries)} queries and {len(responses)} responses; they come in pairs")
         return self.evaluate([self.encode(query + response) for query, response in zip(queries, responses)]).tolist()

@@ -50,7 +50,7 @@ def next_batch(job: Job, taken: int) -> tuple[list[Tensor], list[int]]:
         prompt = job.prompts[shuffled(len(job.prompts), seed, epoch)[at]]
         if run.query_tokens is not None:
             prompt = prompt[:rng.randint(*span(run.query_tokens))]
-        queries += [torch.tensor(prompt)] * size
+        queries += [torch.tensor(prompt, device="cpu")] * size
         limits += [rng.randint(*span(run.max_new_tokens)) for _ in range(size)]
     return queries, limits
 

@@ -22,7 +22,7 @@ def check_types(cls: type, values: dict) -> None:
         hint = get_type_hints(cls)[name]
         kinds = {get_origin(kind) or kind for kind in get_args(hint) or [hint]}
         kinds |= {int} if float in kinds else set()
-        if not isinstance(value, tuple(kinds)) or isinstance(value, bool) and bool not in kinds:
+        if not isinstance(value, tuple(kinds)):
             raise ValueError(f"{cls.__name__}: {name} must be {cls.__annotations__[name]}, got {value!r:.60}")
 
 
@@ -78,6 +78,8 @@ class RunConfig:
             numbers = span(1 if (value := getattr(self, name)) is None else value)
             if len(numbers) != 2 or not all(type(n) is int for n in numbers) or not 1 <= numbers[0] <= numbers[1]:
                 raise ValueError(f"RunConfig: {name} must be a whole number above 0, or a pair (MIN, MAX); got {value!r}")
+        if self.truncate_at == "":
+            raise ValueError("RunConfig: truncate_at must be a text of some length, or none; an empty one is in every token")
         if self.lr_schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"RunConfig: lr_schedule must be constant, linear or cosine; got {self.lr_schedule!r}")
 

@@ -93,7 +93,9 @@ def load_prompts(path: str | Path, raw: bytes | None = None) -> list[str]:
     Blank lines are skipped, and lines of text lose the white space around them (a space at the end would be a token of its
     own); strings in .jsonl stay as they are. raw: what read_bytes read of it, for a pipe.
     """
-    if Path(path).suffix.lower().startswith(".json"):
+    if (kind := Path(path).suffix.lower()) in (".csv", ".tsv"):
+        raise ValueError(f"{path}: its header and quotes would become prompts; write the column of prompts as text, one a line, or .jsonl")
+    if kind.startswith(".json"):
         return [_field(record, where, "query", "prompt", "text") for where, record in _records(path, raw)]
     return [line for _, line in _lines(path, raw)]
 
@@ -137,7 +139,7 @@ def load_labelled(paths: str | Path | list[str | Path]) -> list[tuple[str, int]]
 
 def split(examples: Sequence, share: float, generator: torch.Generator) -> tuple[list, list]:
     """Shuffle and part: (training, held out). No copy of a held-out example is trained on."""
-    order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
+    order = [examples[i] for i in torch.randperm(len(examples), generator=generator, device="cpu").tolist()]
     count = max(1, round(share * len(order))) if share else 0
     held_out, seen = order[:count], set(order[:count])
     training = [example for example in order[count:] if example not in seen]

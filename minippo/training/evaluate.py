@@ -2,11 +2,13 @@
 
 import torch
 
+from ..fast import training_modes
 from ..files.tokenizer import Tokenizer
 from ..ppo import Batch, PPOTrainer, compute_advantages, compute_rewards
 from .data import text_of
 
 
+@training_modes
 def traces(trainer: PPOTrainer, tokenizer: Tokenizer, followed: list[dict], step: int) -> list[dict]:
     """A record for each followed response, with every number that each of its tokens meets in PPO.
 
@@ -15,8 +17,8 @@ def traces(trainer: PPOTrainer, tokenizer: Tokenizer, followed: list[dict], step
     if not followed:
         return []
     config = trainer.config
-    queries, responses = ([torch.tensor(pair[name]) for pair in followed] for name in ("query", "response"))
-    batch = Batch(queries, responses, config.temperature, torch.tensor([pair["score"] for pair in followed]))
+    queries, responses = ([torch.tensor(pair[name], device="cpu") for pair in followed] for name in ("query", "response"))
+    batch = Batch(queries, responses, config.temperature, torch.tensor([pair["score"] for pair in followed], device="cpu"))
     trainer.forward_pass(batch, [[row] for row in range(len(followed))])
     rewards, _, kl = compute_rewards(batch.scores, batch.logprobs, batch.ref_logprobs, batch.mask, trainer.kl_controller.value,
                                      config.kl_penalty, batch.kl)

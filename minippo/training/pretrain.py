@@ -49,7 +49,7 @@ def pack(tokenizer, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
         tokens = [*tokenizer.encode(text), tokenizer.eos_token_id]
         starts.extend(range(len(stream), len(stream) + len(tokens), length))
         stream.extend(tokens)
-    return torch.tensor(stream), torch.tensor(starts)
+    return torch.tensor(stream, device="cpu"), torch.tensor(starts, device="cpu")
 
 
 def rows_loss(model: GPT2, stream: Tensor, starts: Tensor, length: int) -> Tensor:
@@ -66,6 +66,7 @@ def learning_rate_at(step: int, config: PretrainConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup + 1) / (config.steps - warmup + 1)))
 
 
+@torch.enable_grad()
 def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfig = PretrainConfig()) -> Losses:
     """Train `model` in place to predict the next token of `texts`, and return the final losses.
 
@@ -82,7 +83,7 @@ def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfi
     stream, starts = (x.to(model.device) for x in pack(tokenizer, training, config.block_size))
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), fused=True)
     rows, n = config.steps * config.batch_size, len(starts)
-    order = torch.cat([torch.randperm(n, generator=generator) for _ in range(0, rows, n)])[:rows].to(model.device)
+    order = torch.cat([torch.randperm(n, generator=generator, device="cpu") for _ in range(0, rows, n)])[:rows].to(model.device)
 
     progress, losses = Progress("pretraining", config.steps), []
     for step, batch in enumerate(order.split(config.batch_size)):

@@ -92,10 +92,10 @@ def train_on_labels(model: RewardModel, texts: Sequence[str], labels: Sequence[i
 def batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
     """One epoch as lists of indices: shuffled, sorted by length within windows of 16 batches, the batches shuffled again."""
     # texts of like length share a batch and little is spent on padding, but which texts meet is new in each epoch
-    order, window = torch.randperm(len(lengths), generator=generator).tolist(), 16 * batch_size
+    order, window = torch.randperm(len(lengths), generator=generator, device="cpu").tolist(), 16 * batch_size
     order = [i for start in range(0, len(order), window) for i in sorted(order[start:start + window], key=lambda i: lengths[i])]
     cut = [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
-    return [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
+    return [cut[i] for i in torch.randperm(len(cut), generator=generator, device="cpu").tolist()]
 
 
 def preference_loss(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,6 +105,7 @@ def preference_loss(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none"), (logits > 0) == (labels > 0)
 
 
+@torch.enable_grad()
 def train(model: RewardModel, examples: list[Example], config: RewardModelConfig) -> Result:
     """The one loop behind train_on_pairs and train_on_labels."""
     started = time.monotonic()
@@ -137,7 +138,7 @@ def train(model: RewardModel, examples: list[Example], config: RewardModelConfig
     accuracy = held_out_loss = math.nan
     if held_out:
         scores = model.evaluate([model.encode(text, config.max_tokens) for example in held_out for text in example.texts])
-        losses, right = preference_loss(scores.view(len(held_out), -1), torch.tensor([example.label for example in held_out]))
+        losses, right = preference_loss(scores.view(len(held_out), -1), torch.tensor([example.label for example in held_out], device="cpu"))
         accuracy, held_out_loss = right.float().mean().item(), losses.mean().item()
     model.normalize(samples)
     progress.finish(f"accuracy {accuracy:.3f} on {len(held_out)} held-out examples" if held_out else "nothing held out")

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +116,7 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
             saved = trainer.steps_done
         except Exception as error:                                      # a full disk, say
             if must:
-                raise
+                raise OSError(f"update {trainer.steps_done} is not saved: {error}; {where_saved(job.out)}. Make room, then --resume") from error
             warn(f"no checkpoint of update {trainer.steps_done}: {error}; {where_saved(job.out)}")
 
     try:
@@ -161,7 +162,9 @@ def load_reward(spec: str, device: torch.device, dtype: torch.dtype | None, labe
 
 def load_policy(source: str, device: torch.device, dtype: torch.dtype | None) -> tuple:
     """Tokenizer and policy of a model folder or public name; ValueError where they do not fit each other."""
-    tokenizer, model = load_tokenizer(source), GPT2WithValueHead.from_pretrained(source, device, dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* has no value head")               # no model has that was not trained here
+        tokenizer, model = load_tokenizer(source), GPT2WithValueHead.from_pretrained(source, device, dtype)
     check_vocabulary(tokenizer, model.config.vocab_size, source)
     return tokenizer, model
 
@@ -216,5 +219,6 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
                 update_report(out)
                 for log in logs.values():
                     log.file.close()
-        talk(f"updates: {result.steps_done}/{run.steps}; {where_saved(out)}; the report is {out / 'report.html'}")
+        report = f"; the report is {out / 'report.html'}" if (out / "report.html").exists() else ""
+        talk(f"updates: {result.steps_done}/{run.steps}; {where_saved(out)}{report}")
     return result

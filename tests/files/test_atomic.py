@@ -4,6 +4,7 @@ import json
 import os
 import re
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +140,27 @@ def test_on_windows_no_folder_is_opened_and_files_are_opened_for_writing(tmp_pat
     finally:
         monkeypatch.undo()
     assert flags == [os.O_RDWR]
+
+
+def test_a_full_disk_says_which_file(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full, a Linux device on which every write fails")
+    with pytest.raises(OSError, match="No space left on device: '.*weights'"):
+        with new_file(tmp_path / "weights"):
+            with open("/dev/full", "wb", buffering=0) as full:
+                full.write(b"x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_home_is_found_wherever_a_folder_is_named(tmp_path, monkeypatch):
+    """Where from_pretrained looks, save_pretrained must have written."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with new_folder("~/folder", whole=True) as temporary:
+        write_text(temporary / "a", "new")
+    assert find_folder("~/folder") == tmp_path / "folder" and (tmp_path / "folder" / "a").read_text() == "new"
+    with new_folder("~/folder", whole=False) as temporary:
+        write_text(temporary / "a", "newer")
+    assert (tmp_path / "folder" / "a").read_text() == "newer"
 
 
 @pytest.mark.parametrize("content, message", [(b"{", "not valid JSON"), (b"\xff", "not valid JSON"), (b"[" * 100_000, "not valid JSON"),

@@ -55,6 +55,17 @@ def test_a_resumed_trainer_continues_bit_for_bit(tmp_path):
     assert torch.equal(straight.generator.get_state(), resumed.generator.get_state())
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.device("meta")], ids=["inference_mode", "default device"])
+def test_loading_within_a_callers_modes_changes_nothing(tmp_path, mode):
+    """In inference mode loaded moments could never be changed again."""
+    straight, resumed = trainer_of(), trainer_of(seed=9)
+    run(straight, 1)
+    with mode():
+        straight.save_checkpoint(tmp_path / "ck")
+        resumed.load_checkpoint(tmp_path / "ck")
+    assert run(straight, 1) == run(resumed, 1) and same(straight.model, resumed.model)
+
+
 def test_another_optimizer_or_scheduler_is_refused_before_anything_changes(tmp_path):
     trainer = trainer_of()
     run(trainer, 1)

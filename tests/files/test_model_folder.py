@@ -173,6 +173,26 @@ def test_saving_into_a_folder_keeps_other_files_and_the_users_card(policy, folde
         policy.save_pretrained(folder.parent / "file")
 
 
+def test_weights_under_names_that_nothing_could_load_are_not_saved(policy, folder, tmp_path):
+    """A layer that somebody wrapped has other names: from_pretrained would refuse the folder, after the training."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    torch.nn.utils.parametrizations.weight_norm(policy.transformer.h[1].mlp.c_fc)
+    for place in (folder, tmp_path / "new"):
+        with pytest.raises(ValueError, match="h.1.mlp.c_fc.parametrizations.weight.original0 is no parameter of GPT-2"):
+            policy.save_pretrained(place)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before and not (tmp_path / "new").exists()
+
+
+def test_a_model_in_the_home_folder_and_a_name_that_is_none(policy, tmp_path, monkeypatch):
+    """None, as os.environ.get gives it, is no name: there may be a repo called None."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for _ in range(2):                                                      # new, and into what is there
+        policy.save_pretrained("~/model")
+    assert same(policy, GPT2WithValueHead.from_pretrained("~/model", device="cpu")) and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(TypeError, match="NoneType"):
+        GPT2WithValueHead.from_pretrained(None)
+
+
 def test_a_failed_save_leaves_the_old_folder_and_no_rubbish(policy, folder, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

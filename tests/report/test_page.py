@@ -167,6 +167,14 @@ def test_a_config_that_is_no_runs_is_one_clear_error(tmp_path, config):
         write_report(run)
 
 
+def test_a_pipe_in_place_of_a_config_is_never_waited_for(tmp_path):
+    run = make_run(tmp_path)
+    (run / "config.json").unlink()
+    os.mkfifo(run / "config.json")
+    with pytest.raises(ValueError, match="config.json has 0 bytes or is not a file"):
+        write_report(run)
+
+
 @pytest.mark.parametrize("size", [10**400, -10**400, 1e308, 5e-324, 1e99, -1e-99, 1e20, "text", [1], {}, True, None, math.nan],
                          ids=range(13))
 def test_numbers_of_absurd_size_and_no_numbers_draw_a_page(tmp_path, size):

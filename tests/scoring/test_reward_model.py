@@ -3,6 +3,7 @@
     python -m pytest tests/scoring/test_reward_model.py
 """
 
+import contextlib
 import json
 import math
 from dataclasses import replace
@@ -15,6 +16,7 @@ from minippo.gpt2 import GPT2, GPT2Config
 from minippo.scoring.reward_model import HEAD_FILE, RewardModel
 from minippo.files.safetensors import read_safetensors, write_safetensors
 from minippo.training.bpe import train_bpe
+from minippo.training.reward_training import RewardModelConfig, train_on_pairs
 
 BYTES = train_bpe([], 257)                       # no merges: a token for each byte, then EOS (256)
 CONFIG = GPT2Config(vocab_size=257, n_positions=32, n_embd=16, n_layer=1, n_head=2)
@@ -73,6 +75,31 @@ def test_evaluate_keeps_the_order_over_several_batches(model, monkeypatch):
     assert not model.evaluate(sequences()).requires_grad
 
 
+@contextlib.contextmanager
+def doubles():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("mode", [doubles, lambda: torch.device("meta"), torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)],
+                         ids=["default dtype", "default device", "no_grad", "autocast"])
+def test_a_callers_modes_change_no_score(mode):
+    """Another part of the reward may have set them: a model made, asked and trained within is one made without."""
+    pairs, results = [("ab", "c", "def"), ("", "x", "y"), ("g", "hi", "j"), ("k", "l", "mno")], []
+    for context in (contextlib.nullcontext, mode):
+        gpt2 = GPT2(CONFIG, generator=generator())
+        with context():
+            model = RewardModel.from_gpt2(gpt2, BYTES, generator())
+            scores = model.score(["ab", "c", "def"], ["x", "yz", ""])
+            results.append((scores, train_on_pairs(model, pairs, RewardModelConfig(batch_size=2, held_out=0.25)).loss))
+    (plain, plain_loss), (within, loss) = results
+    assert within == pytest.approx(plain, rel=1e-6) and loss == pytest.approx(plain_loss, rel=0.01)      # autocast acts in backward()
+    assert {x.dtype for x in model.state_dict().values()} == {torch.float32} and model.gain.device.type == "cpu"
+
+
 def test_the_head_begins_at_one_over_the_root_of_c_plus_1():
     """255 + 1 = 16 squared: standard deviation 1/16 (of 2550 draws from ten seeds: within 4%), bias exactly 0."""
     config = GPT2Config(vocab_size=2, n_positions=1, n_embd=255, n_layer=1, n_head=1)
@@ -116,6 +143,13 @@ def test_of_a_long_text_the_end_is_read(model):
     assert full == pytest.approx(end) and full != pytest.approx(start, abs=1e-3)
     assert model.encode(text, 3).tolist() == BYTES.encode(text[-3:])
     assert len(model.encode(text, 100)) == 32
+
+
+def test_score_takes_lists_of_texts_and_no_text(model):
+    """It would score the letters."""
+    for pair in (("abc", "def"), (["a", "b"], "cd")):
+        with pytest.raises(ValueError, match="expected lists of texts, got one text"):
+            model.score(*pair)
 
 
 def test_score_names_what_is_missing(model):

@@ -14,7 +14,7 @@ from test_run import base  # noqa: F401: a fixture
 @pytest.mark.parametrize("field, value", [
     ("steps", 0), ("steps", 2.5), ("save_every", 0), ("keep_checkpoints", 0), ("warmup", -1), ("query_tokens", 0),
     ("query_tokens", (4, 2)), ("query_tokens", (1, 2, 3)), ("max_new_tokens", None), ("max_new_tokens", "20"),
-    ("lr_schedule", "exponential"), ("truncate_penalty", float("nan")), ("truncate_penalty", 1e39), ("truncate_at", 3),
+    ("lr_schedule", "exponential"), ("truncate_penalty", float("nan")), ("truncate_penalty", 1e39), ("truncate_at", 3), ("truncate_at", ""),
     ("quiet", 1), ("steps", True), ("device", ["cpu"])])
 def test_bad_settings_are_refused(field, value):
     with pytest.raises(ValueError, match=f"RunConfig: {field} must"):

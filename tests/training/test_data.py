@@ -32,6 +32,12 @@ def test_prompts_of_a_text_file(tmp_path):
     assert load_prompts(path) == ["This film", "Étrange, <|endoftext|>", "last"]
 
 
+@pytest.mark.parametrize("name", ["prompts.csv", "prompts.TSV"])
+def test_a_table_is_not_taken_for_prompts(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: its header and quotes would become prompts; write the column"):
+        load_prompts(write(tmp_path / name, "prompt,label", '"This film, I",1'))
+
+
 def test_prompts_that_are_not_utf8(tmp_path):
     """0xE9 is e with an acute in ISO-8859-1; 0x85 is the ellipsis of cp1252, and ends no line."""
     path = tmp_path / "prompts.txt"

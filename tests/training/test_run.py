@@ -1,5 +1,6 @@
 """Training runs: what they write, and that no kill, signal, full disk or bad reward harms them."""
 
+import contextlib
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -229,6 +231,14 @@ def test_truncate_and_penalise(base, tmp_path, monkeypatch):
     assert [sample["response"] == text for sample, text in zip(samples, seen)][1::2] == [True, True]
 
 
+def test_a_model_without_a_value_head_is_what_a_run_begins_with(base, tmp_path):
+    """It starts at zero, as meant: nothing to warn of."""
+    shutil.copytree(base / "model", tmp_path / "model", ignore=shutil.ignore_patterns("value_head*"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        start(base, tmp_path / "run", model=str(tmp_path / "model"), steps=1)
+
+
 def test_updates_go_on_through_the_prompts(base, tmp_path):
     """8 prompts, batches of 3: the first 8 queries are the 8 prompts, the ninth begins the second pass."""
     seen = []
@@ -421,8 +431,8 @@ def test_changed_settings_are_listed_and_refused(base, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(base / "reference", out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
-    with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.5; query_tokens: \[1, 3\] -> None. Give them"):
-        start(base, out, resume=True, learning_rate=0.5, query_tokens=None, steps=5, save_every=3)
+    with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.5; query_tokens: \[1, 3\] -> None; reward: 'rule:len.* -> 'rule:length'. Give"):
+        start(base, out, resume=True, learning_rate=0.5, query_tokens=None, reward="rule:length", steps=5, save_every=3)
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
@@ -558,10 +568,11 @@ def test_a_reward_that_fails_loses_nothing(base, tmp_path, fault, message):
     assert history(tmp_path / "run") == history(tmp_path / "uninterrupted")
 
 
-def test_a_signal_at_the_terminal_gives_its_status(base, tmp_path):
+def test_a_signal_at_the_terminal_gives_its_status(base, tmp_path, capsys):
     def interrupted(queries, responses):
         raise StopRun("SIGTERM at the terminal", signal.SIGTERM)
-    assert start(base, tmp_path, score_fn=interrupted) == (143, 0, None)
+    assert start(base, tmp_path, score_fn=interrupted, quiet=False) == (143, 0, None)
+    assert "report" not in capsys.readouterr().out                                      # before the first update there is none
 
 
 def test_a_human_reward_stops_and_goes_on_where_it_stopped(base, tmp_path, monkeypatch):
@@ -581,6 +592,25 @@ def test_a_human_reward_stops_and_goes_on_where_it_stopped(base, tmp_path, monke
 
     start(base, tmp_path / "replay", reward="human", steps=2, score_fn=lambda q, r: [ratings[pair] for pair in zip(q, r)])
     assert history(out) == history(tmp_path / "replay")
+
+
+@pytest.mark.parametrize("mode", ["default dtype", "default device", "autocast"])
+def test_what_a_reward_sets_in_torch_changes_nothing(base, tmp_path, mode):
+    """Its module may set what it likes for itself: the run, its followed responses and its resume are those without."""
+    def score(queries, responses):
+        if mode == "default dtype":
+            torch.set_default_dtype(torch.float64)
+        if mode == "default device":
+            torch.set_default_device("meta")
+        return [float(len(response)) for response in responses]
+    around = torch.autocast("cpu", torch.bfloat16) if mode == "autocast" else contextlib.nullcontext()
+    start(base, tmp_path / "plain", steps=2, score_fn=lambda q, r: [float(len(text)) for text in r])
+    try:
+        with around:
+            start(base, tmp_path / "set", steps=2, score_fn=score)
+    finally:
+        torch.set_default_dtype(torch.float32), torch.set_default_device(None)
+    assert history(tmp_path / "set") == history(tmp_path / "plain")
 
 
 def test_a_reward_may_come_as_an_object_of_parts(base, tmp_path):
@@ -737,7 +767,7 @@ def test_a_full_disk_for_a_checkpoint_keeps_the_old_one(base, tmp_path, monkeypa
     assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-000001", "checkpoint-000003"]
     assert "no checkpoint of update 2" in capsys.readouterr().err
     full.append(4)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="update 4 is not saved: .*No space left.*the newest checkpoint is .*checkpoint-000003.*--resume"):
         start(base, tmp_path, steps=4, lr_schedule="constant", keep_checkpoints=9, resume=True)
     verify_folder(tmp_path / "checkpoint-000003")
     assert not list(tmp_path.glob("*.tmp-*"))
