@@ -221,8 +221,7 @@ def warn_of_negative_kl(kl: float) -> None:
 
 
 def check_trainable(model: torch.nn.Module, trained: list[Tensor], optimizer) -> None:
-    """ValueError for weights that came or were unfrozen since the trainer was made, which its optimizer would leave as they are, and
-    for a learning rate, of a scheduler say, that would spoil them all."""
+    """ValueError for weights that the optimizer does not know and would leave as they are, and a learning rate that spoils them all."""
     known = {id(p) for p in trained}
     if new := next((name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known), None):
         raise ValueError(f"the model's {new} was exchanged or unfrozen since the trainer was made, whose optimizer does not know it: "
