@@ -432,7 +432,7 @@ def test_temperature_is_that_of_the_sampling():
     close(trainer.step(QUERIES, responses, SCORES, temperature=0.5)["objective/logprobs"], expected.detach(), atol=1e-5)
     with pytest.warns(UserWarning, match="sampled at temperature 0.5, but step.. scores at 0.7"):
         trainer.step(QUERIES, responses, SCORES)
-    with pytest.raises(ValueError, match="one positive number, got 0"):
+    with pytest.raises(ValueError, match="one positive number that fp32 holds, got 0"):
         trainer.step(QUERIES, responses, SCORES, temperature=0)
 
 

@@ -53,8 +53,7 @@ class RewardModel(nn.Module):
         self.transformer, self.tokenizer, C = gpt2, tokenizer, gpt2.config.n_embd
         if (known := getattr(tokenizer, "vocab_size", 0)) > self.config.vocab_size:
             raise ValueError(f"the tokenizer has {known} tokens, the reward model {self.config.vocab_size}: give it its own")
-        # not zero like a value head: the trunk would get no gradient at first
-        self.r_head = nn.Linear(C, 1, device="cpu", dtype=torch.float32)
+        self.r_head = nn.Linear(C, 1, device="cpu", dtype=torch.float32)        # not zero: the trunk would get no gradient at first
         nn.init.normal_(self.r_head.weight, std=1 / math.sqrt(C + 1), generator=generator)
         nn.init.zeros_(self.r_head.bias)
         self.register_buffer("gain", torch.ones((), device="cpu"))
