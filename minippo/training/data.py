@@ -6,6 +6,7 @@ film reviews; `true_score` labels them, from the text alone. All names in it are
 Fifty reviews:  python -c "from minippo.training.data import *; print(*make_reviews(50, seed=0), sep='\n')"
 """
 
+import csv
 import json
 import os
 import random
@@ -36,10 +37,18 @@ class Review(NamedTuple):
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
+def _files(path):
+    """Return the file of this path; of the folder rt-polarity (Pang and Lee 2005) both: the good texts, the bad ones."""
+    path = Path(os.path.expanduser(path))
+    return [path / "rt-polarity.pos", path / "rt-polarity.neg"] if path.is_dir() else [path]
+
+
 def read_bytes(path: str | Path) -> bytes:
-    """Read a file, or a pipe, which can be read once only; ValueError beyond LARGEST bytes."""
-    with open(os.path.expanduser(path), "rb") as file:
-        raw = file.read(LARGEST + 1)
+    """Read a file, a pipe, which can be read once only, or the folder rt-polarity; ValueError beyond LARGEST bytes."""
+    raw = b""
+    for one in _files(path):
+        with open(one, "rb") as file:
+            raw += file.read(LARGEST + 1)
     if len(raw) > LARGEST:
         raise ValueError(f"{path} has more than {LARGEST // 2**20} MiB, the limit; give a part of it")
     return raw
@@ -65,9 +74,24 @@ def _lines(path, raw=None):
     return lines
 
 
+def _is_csv(path):
+    return Path(path).suffix.lower() == ".csv"
+
+
 def _records(path, raw=None):
-    """Yield ("file, line 3", dict) of a file with one JSON object a line."""
-    for where, line in _lines(path, raw):
+    """Yield ("file, line 3", dict) of a file with one JSON object a line, or of a .csv whose first line names the columns."""
+    lines = _lines(path, raw)
+    if _is_csv(path):
+        table = csv.DictReader((line + "\n" for _, line in lines), restkey="", strict=True)
+        try:
+            for record in table:
+                if "" in record:
+                    raise csv.Error("more cells than the first line names: a text with a comma in it stands in quotes")
+                yield lines[table.reader.line_num - 1][0], record
+        except csv.Error as error:
+            raise ValueError(f"{lines[table.reader.line_num - 1][0]}: not CSV ({error})") from error
+        return
+    for where, line in lines:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -88,18 +112,18 @@ def _field(record, where, *names):
 
 
 def load_prompts(path: str | Path, raw: bytes | None = None) -> list[str]:
-    """Read prompts: text with one a line, or .jsonl objects with "query", "prompt" or "text".
+    """Read prompts: text with one a line, .jsonl or .csv with "query", "prompt" or "text", or the folder rt-polarity.
 
     Blank lines are skipped, and lines of text lose the white space around them (a space at the end would be a token of its
     own); strings in .jsonl stay as they are. raw: what read_bytes read of it, for a pipe.
     """
-    if Path(path).suffix.lower().startswith(".json"):
+    if _is_csv(path) or Path(path).suffix.lower().startswith(".json"):
         return [_field(record, where, "query", "prompt", "text") for where, record in _records(path, raw)]
     return [line for _, line in _lines(path, raw)]
 
 
 def load_pairs(path: str | Path) -> list[Pair]:
-    """Read preference pairs: .jsonl objects of "query" (may be ""), "chosen" and "rejected"."""
+    """Read preference pairs: .jsonl or .csv of "query" (may be ""), "chosen" and "rejected"."""
     pairs = []
     for where, record in _records(path):
         query = "" if record.get("query") == "" else _field(record, where, "query")
@@ -112,19 +136,17 @@ def load_pairs(path: str | Path) -> list[Pair]:
 def load_labelled(paths: str | Path | list[str | Path]) -> list[tuple[str, int]]:
     """Read texts with their label, 1 good or 0 bad: [(text, label)].
 
-    paths: a .jsonl file of "text" and "label"; or two text files, good and bad, with one text a line; or the folder that holds
-    rt-polarity.pos and rt-polarity.neg (Pang and Lee 2005).
+    paths: a .jsonl or .csv file of "text" and "label"; or two text files, good and bad, with one text a line; or the folder
+    that holds rt-polarity.pos and rt-polarity.neg.
     """
-    files = [Path(os.path.expanduser(path)) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    if len(files) == 1 and files[0].is_dir():
-        files = [files[0] / "rt-polarity.pos", files[0] / "rt-polarity.neg"]
+    files = [file for path in ([paths] if isinstance(paths, (str, Path)) else paths) for file in _files(path)]
     if len(files) > 2:
-        raise ValueError(f"expected one .jsonl file or folder, or two text files, got {len(files)}")
+        raise ValueError(f"expected one .jsonl or .csv file or folder, or two text files, got {len(files)}")
     labelled = []
     if len(files) == 2:
         labelled = [(line, label) for file, label in zip(files, (1, 0)) for _, line in _lines(file)]
     for where, record in _records(files[0]) if len(files) == 1 else []:
-        if record.get("label") not in (0, 1):
+        if record.get("label") not in (("0", "1") if _is_csv(files[0]) else (0, 1)):
             raise ValueError(f'{where}: expected "label" to be 0 (bad) or 1 (good), got {record.get("label")!r:.60}')
         labelled.append((_field(record, where, "text"), int(record["label"])))
     good = sum(label for _, label in labelled)
@@ -158,6 +180,13 @@ def text_of(tokenizer, tokens, skip_special_tokens: bool = False) -> str:
     """Return the text of token ids; those of a padded vocabulary, which have none, become U+FFFD."""
     runs = groupby(tokens.tolist() if isinstance(tokens, torch.Tensor) else tokens, key=lambda i: i < tokenizer.vocab_size)
     return "".join(tokenizer.decode([*run], skip_special_tokens) if known else "\ufffd" * len([*run]) for known, run in runs)
+
+
+def cut(tokenizer, tokens: list[int], most: int) -> list[int]:
+    """The first `most` tokens, fewer where the cut would fall inside a character; more only where the first one is that long."""
+    text = text_of(tokenizer, tokens)
+    counts = [*range(min(most, len(tokens)), 0, -1), *range(most, len(tokens) + 1)]
+    return tokens[:next(n for n in counts if text.startswith(text_of(tokenizer, tokens[:n])))]
 
 
 # --- the built-in reviews: the grammar ---------------------------------------------------------------------------------
