@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from minippo.ppo import PPOConfig
-from minippo.training.batch import Job, learning_rate, next_batch, scored_part
+from minippo.training.batch import learning_rate, next_batch
 from minippo.training.config import RunConfig
+from minippo.training.evaluate import Job, scored_part
 
 
 def test_queries_are_cut_and_each_pass_takes_every_prompt_once(tmp_path):
     """8 prompts of 5 tokens, batches of 4: two updates are one pass."""
     prompts = [[i, 1, 2, 3, 4] for i in range(8)]
     run = RunConfig("", "", "", "", query_tokens=(2, 4), max_new_tokens=(3, 6))
-    job = Job(run, PPOConfig(batch_size=4), tmp_path, prompts, None, None, None)
+    tokenizer = SimpleNamespace(vocab_size=256, decode=lambda tokens, skip_special_tokens: "".join(map(chr, tokens)))
+    job = Job(run, PPOConfig(batch_size=4), tmp_path, prompts, [], tokenizer, None, None)
     batches = [next_batch(job, taken) for taken in (0, 4, 8, 12)]
     firsts = [int(query[0]) for queries, _ in batches for query in queries]
     assert sorted(firsts[:8]) == sorted(firsts[8:]) == list(range(8)) and firsts[:8] != firsts[8:]

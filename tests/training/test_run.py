@@ -24,7 +24,7 @@ from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
 from minippo.scoring.rewards import Reward, RewardError, StopRun
 from minippo.training import batch as batch_module
-from minippo.training import run_folder
+from minippo.training import evaluate, run_folder
 from minippo.training.config import RunConfig
 from minippo.training.run import train
 from minippo.files.safetensors import read_safetensors
@@ -45,14 +45,15 @@ def write_model(folder: Path) -> None:
     (folder / "prompts.txt").write_text("\n".join(REVIEWS))
 
 
-def start(base: Path, out: Path, resume: bool = False, allow_config_change: bool = False, score_fn=None, **changes):
+def start(base: Path, out: Path, resume: bool = False, allow_config_change: bool = False, score_fn=None, on_update=None,
+          **changes):
     """train() with small settings, and `changes` to the fields of both configurations."""
     values = dict(model=str(base / "model"), prompts=str(base / "prompts.txt"), reward="rule:length=2 + 0.5*rule:no_repeat",
                   out=str(out), steps=4, query_tokens=(1, 3), max_new_tokens=(2, 5), save_every=1, sample_every=2, follow=1,
                   lr_schedule="linear", warmup=1, quiet=True, device="cpu", batch_size=4, mini_batch_size=2, ppo_epochs=2,
                   learning_rate=0.01, target=0.1, horizon=50, use_score_scaling=True, use_score_norm=True) | changes
     run, config = ({f.name: values[f.name] for f in fields(cls) if f.name in values} for cls in (RunConfig, PPOConfig))
-    return train(RunConfig(**run), PPOConfig(**config), resume, allow_config_change, score_fn)
+    return train(RunConfig(**run), PPOConfig(**config), resume, allow_config_change, score_fn, on_update)
 
 
 def lines(path: Path) -> list[dict]:
@@ -202,7 +203,7 @@ def test_one_line_for_the_whole_run(base, tmp_path, capsys):
 def test_truncate_and_penalise(base, tmp_path, monkeypatch):
     """Every second response is cut to its first token before it is scored, the others have no end and score -7."""
     cuts, seen = iter([1, None] * 2), []
-    monkeypatch.setattr(batch_module, "scored_part", lambda job, response: None if (n := next(cuts)) is None else response[:n])
+    monkeypatch.setattr(evaluate, "scored_part", lambda job, response: None if (n := next(cuts)) is None else response[:n])
 
     def score_fn(queries, responses):
         seen.extend(responses)
