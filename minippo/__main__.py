@@ -161,7 +161,7 @@ def run_train(argv: list[str]) -> int:
 def run_generate(argv: list[str]) -> None:
     parser = new_parser("generate", "--model DIR --prompt TEXT [--reference gpt2] [--reward rule:sentiment]")
     parser.add_argument("--model", required=True, metavar="DIR", help="model folder, run folder (newest checkpoint), public name")
-    parser.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="one prompt or several, each in quotes")
+    parser.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help='one prompt or several, each in quotes; "" for none')
     parser.add_argument("--reference", default=None, metavar="DIR", help="a second model, drawing the same random numbers [none]")
     parser.add_argument("--reward", default=None, metavar="TEXT", help="score the responses with this, as in `train` [none]")
     parser.add_argument("--n", type=reader(int), default=3, metavar="N", help="responses to each prompt [3]")
@@ -178,9 +178,9 @@ def run_generate(argv: list[str]) -> None:
     answers = {}                                                    # model -> its responses, in the order of the queries
     for name in [args.model] if args.reference is None else [args.model, args.reference]:
         tokenizer, model = load_policy(model_source(name), device, dtype)
-        tokens = model.generate([torch.tensor(tokenizer.encode(query)) for query in queries], args.max_new_tokens,
-                                temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed,
-                                eos_token_id=tokenizer.eos_token_id)
+        encoded = [torch.tensor(tokenizer.encode(query) or [tokenizer.eos_token_id]) for query in queries]      # texts begin after EOS
+        tokens = model.generate(encoded, args.max_new_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
+                                seed=args.seed, eos_token_id=tokenizer.eos_token_id)
         answers[name] = [text_of(tokenizer, response, True) for response in tokens]
     scores = {name: reward(queries, responses) for name, responses in answers.items()} if reward else {}
     for start in range(0, len(queries), args.n):

@@ -221,6 +221,8 @@ def test_train_resume_generate_and_report(base, tmp_path, capsys):
     assert cli.main(argv) == 2
     assert "already holds a run" in capsys.readouterr().err
 
+    assert cli.main(["generate", "--model", out, "--prompt", "", "--n", "1", "--device", "cpu", "--max-new-tokens", "3"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 4                              # nothing to continue: a text from its beginning
     generate = ["generate", "--model", out, "--prompt", "the film", "a dog", "--reference", str(base / "model"), "--n", "2",
                 "--reward", "rule:length=3", "--max-new-tokens", "5", "--device", "cpu"]
     assert cli.main(generate) == 0

@@ -63,7 +63,7 @@ class RunConfig:
     sample_every: int = 10              # updates between samples
     samples: int = 3                    # responses shown then
     follow: int = 2                     # responses of the first batch to evaluate again then, token by token
-    report_every: int = 10              # updates between writings of report.html
+    report_every: int = 10              # updates between writings of report.html, sooner where they take a minute and more
     # evaluation: the same prompts and random numbers each time, so that only the weights count
     eval_prompts: str | None = None     # file of prompts to evaluate the policy on as it learns, better not those of training
     eval_every: int = 10                # updates between evaluations

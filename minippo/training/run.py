@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import time
 import warnings
 from contextlib import suppress
 from dataclasses import replace
@@ -101,7 +102,7 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop, on_update:
     numbers that are not finite, the newest checkpoint stays as it is.
     """
     run, trainer, failure, batch, moved = job.run, job.trainer, None, {}, []
-    progress, saved = Progress("PPO", run.steps, trainer.steps_done), trainer.steps_done
+    progress, saved, reported = Progress("PPO", run.steps, trainer.steps_done), trainer.steps_done, -math.inf
     trainer.optimizer.register_step_pre_hook(lambda *args: moved.append(True))
 
     def checkpoint(must: bool, best: bool = False) -> None:
@@ -142,8 +143,9 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop, on_update:
                 checkpoint(must=False, best=True)
             if step % run.save_every == 0 and step < run.steps:
                 checkpoint(must=False)
-            if (step % run.report_every == 0 or step == progress.done + 1) and step < run.steps:
+            if step < run.steps and (step % run.report_every == 0 or time.monotonic() - reported > 60):
                 update_report(job.out, live=30)
+                reported = time.monotonic()
             if on_update is not None:
                 on_update(metrics)
     except BaseException as error:                                      # SystemExit, too: what was learnt is saved below

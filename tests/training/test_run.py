@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,6 +174,15 @@ def test_the_report_looks_again_while_the_run_goes_on_and_not_afterwards(base, t
     start(base, tmp_path, steps=4, report_every=2, lr_schedule="constant")
     start(base, tmp_path, steps=7, report_every=2, lr_schedule="constant", resume=True)
     assert written == [(1, 30), (2, 30), (4, 0), (5, 30), (6, 30), (7, 0)]
+
+
+def test_the_report_of_slow_updates_is_written_more_often(base, tmp_path, monkeypatch):
+    """An update takes 40 seconds: the second report comes with the third update, after 80 of them, the third with the fifth."""
+    now, written = [0.0], []
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(run_module, "write_report", lambda out, live: written.append(len(lines(out / "metrics.jsonl"))))
+    start(base, tmp_path, steps=6, report_every=100, on_update=lambda line: now.append(now.pop() + 40))
+    assert written == [1, 3, 5, 6]
 
 
 def test_samples_and_updates_are_printed(base, tmp_path, capsys):
