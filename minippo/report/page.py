@@ -34,6 +34,7 @@ _HEADLINES = ("ppo/mean_scores", "objective/kl", "ppo/policy/entropy", "samples/
 _QUANTITIES = {"logprob": "Logprob", "ref_logprob": "Reference logprob", "kl": "KL", "reward": "Reward",
                "value": "Value", "advantage": "Advantage", "return": "Return"}
 _FIRST = "kl"  # what is coloured at first, and without JavaScript
+_ASIDE = {"seed", "out", "quiet", "one_line", "report_every", "save_every", "keep_checkpoints", "keep_best"}
 _SHOWN, _KEPT, _COLOURS = 5, 60, 6  # samples of an update in the table, updates of a response, colours of runs in page.css
 _W, _H, _LEFT, _RIGHT, _TOP, _BASE = 380, 176, 46, 368, 10, 152  # of a chart, in its own units, and of its plot
 _SIGNS = {**{chr(c): chr(0x2400 + c) for c in range(32)}, "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
@@ -104,10 +105,10 @@ def _read_run(run_dir) -> Run:
 
 
 def _groups(runs: list) -> list:
-    """The runs in their colours: groups that differ in nothing but their seed, in the order given."""
+    """The runs in their colours: groups that differ in nothing but their seed and what never reaches the numbers, as given."""
     groups = {}
     for run in runs:
-        given = {key: value for key, value in settings(run.config).items() if key not in ("seed", "out")}
+        given = {key: value for key, value in settings(run.config).items() if key not in _ASIDE}
         groups.setdefault(json.dumps(given, sort_keys=True), []).append(run)
     return [[run._replace(colour=i % _COLOURS) for run in group] for i, group in enumerate(groups.values())]
 

@@ -65,7 +65,7 @@ class RunConfig:
     follow: int = 2                     # responses of the first batch to evaluate again then, token by token
     report_every: int = 10              # updates between writings of report.html, sooner where they take a minute and more
     # evaluation: the same prompts and random numbers each time, so that only the weights count
-    eval_prompts: str | None = None     # file of prompts to evaluate the policy on as it learns, better not those of training
+    eval_prompts: str | None = None     # file of prompts to evaluate the policy on, all of them each time: a hundred new ones, say
     eval_every: int = 10                # updates between evaluations
     eval_samples: int = 1               # responses to each of these prompts
     keep_best: bool = False             # keep the checkpoint of the best evaluation as best/, beside the newest ones

@@ -233,5 +233,6 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
                 update_report(out)
                 for log in logs.values():
                     log.file.close()
-        talk(f"updates: {result.steps_done}/{run.steps}; {where_saved(out)}; the report is {out / 'report.html'}")
+        report = f"; the report is {out / 'report.html'}" if (out / "report.html").exists() else ""
+        talk(f"updates: {result.steps_done}/{run.steps}; {where_saved(out)}{report}")
     return result

@@ -182,7 +182,8 @@ def newest_checkpoint(out: Path) -> Path | None:
 
 def where_saved(out: Path) -> str:
     newest = checkpoints(out)[-1:]
-    return f"the newest checkpoint is {newest[0]}" if newest else "there is no checkpoint yet"
+    best = f", the best {out / 'best'}" if (out / "best").exists() else ""
+    return f"the newest checkpoint is {newest[0]}{best}" if newest else "there is no checkpoint yet"
 
 
 def model_source(name: str, flag: str = "--model") -> str:

@@ -14,6 +14,7 @@ from minippo.files.safetensors import read_safetensors
 from minippo.files.tokenizer import load_tokenizer
 from minippo.policy import GPT2WithValueHead, response_logprobs
 from minippo.scoring.rewards import RewardError, length, no_repeat, parse_reward
+from minippo.training import run_folder
 from minippo.training.data import cut
 from minippo.training.run import load_policy
 from test_run import TIMES, base, history, lines, no_fsync, start  # noqa: F401: base and no_fsync are fixtures
@@ -94,6 +95,7 @@ def test_best_holds_the_checkpoint_of_the_best_evaluation(base, tmp_path):
     manifest = verify_folder(tmp_path / "x" / "best")
     assert manifest["step"] == 2 and load_policy(str(tmp_path / "x" / "best"), torch.device("cpu"), None)[1].config.n_embd == 16
     assert {path.name for path in (tmp_path / "x").glob("*best*")} == {"best"}
+    assert run_folder.where_saved(tmp_path / "x").endswith(f"x/checkpoint-000003, the best {tmp_path / 'x' / 'best'}")
     start(base, tmp_path / "x", resume=True, score_fn=scripted([9.0, 2.5]), **changes | {"steps": 4})
     assert verify_folder(tmp_path / "x" / "best") == manifest                          # 2.5 is less than 3, which is remembered
     start(base, tmp_path / "x", resume=True, score_fn=scripted([0.0, 0.0]), **changes | {"steps": 5, "best_metric": "ppo/mean_scores"})

@@ -578,6 +578,14 @@ def test_a_human_reward_stops_and_goes_on_where_it_stopped(base, tmp_path, monke
     assert history(out) == history(tmp_path / "replay")
 
 
+def test_a_run_that_ends_before_its_first_update_names_no_report(base, tmp_path, capsys):
+    def stop(queries, responses):
+        raise StopRun("stopped at the terminal")
+    assert start(base, tmp_path / "x", score_fn=stop, quiet=False).steps_done == 0
+    said = capsys.readouterr().out
+    assert "there is no checkpoint yet" in said and "the report is" not in said
+
+
 def test_a_reward_may_come_as_an_object_of_parts(base, tmp_path):
     parts = Reward([(1.0, "one", lambda queries, responses: [1.0] * 4), (0.0, "other", lambda queries, responses: [5.0] * 4)])
     start(base, tmp_path, steps=1, score_fn=parts, use_score_scaling=False, use_score_norm=False)
