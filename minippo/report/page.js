@@ -62,7 +62,14 @@ for (const svg of document.querySelectorAll('[data-chart]')) {
   svg.addEventListener('pointerdown', move);
   svg.addEventListener('pointerleave', event => event.pointerType === 'mouse' && leave());
 }
-axes.addEventListener('input', () => axes.querySelector('output').textContent = axes.smooth.value);
+axes.addEventListener('input', () => {
+  axes.querySelector('output').textContent = axes.smooth.value;
+  try { sessionStorage.setItem('axes', JSON.stringify([axes.axis.value, axes.smooth.value])) } catch {}
+});
+try {  // as it was before the page loaded itself again
+  const kept = JSON.parse(sessionStorage.getItem('axes'));
+  if (kept) [axes.axis.value, axes.smooth.value] = kept, axes.dispatchEvent(new Event('input'));
+} catch {}
 
 // token trace: the same responses in the colours of another quantity or another update
 const data = document.getElementById('data');
