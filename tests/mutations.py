@@ -352,8 +352,8 @@ MUTATIONS = [
     # --- checkpoints
     Mutation("files/checkpoint.py", '    trainer.generator.set_state(tensors["generator"])\n', "",
              "sampling starts over after a resume"),
-    Mutation("files/checkpoint.py", "for name, value in reference.state_dict().items()}",
-             "for name, value in model.state_dict().items()}", "the reference is the policy after a resume"),
+    Mutation("files/checkpoint.py", "for name, value in theirs.items() if", "for name, value in own.items() if",
+             "the reference is the policy after a resume"),
     Mutation("files/checkpoint.py", '        trainer.kl_controller.value = state["kl_coef"]', "        pass",
              "kl_coef starts over after a resume"),
     Mutation("files/checkpoint.py", "    if trainer.config.adap_kl_ctrl:\n", "    if True:\n", "a fixed kl_coef is the checkpoint's"),

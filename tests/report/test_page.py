@@ -316,7 +316,7 @@ def test_six_runs_say_once_what_they_share_and_their_names_stay(tmp_path):
 
 def test_runs_that_differ_in_their_seed_are_one_curve_of_means_with_its_spread(tmp_path):
     """Scores 1, 2, 6 at the last common update: mean 3, variance (4 + 1 + 9) / 2 = 7; the fourth run is of another configuration."""
-    seeds = [make_run(tmp_path / f"s{k}", run_of(ppo__mean_scores=lambda step, k=k: {20: (1.0, 2.0, 6.0)[k]}.get(step, 0.0))[:20 + k],
+    seeds = [make_run(tmp_path / f"s{k}", run_of(22 - k, ppo__mean_scores=lambda step, k=k: {20: (1.0, 2.0, 6.0)[k]}.get(step, 0.0)),
                       config={**CONFIG, "seed": k, "run": {"out": f"s{k}", "quiet": k == 1}}) for k in range(3)]
     page = Page(write_report(*seeds[:2], make_run(tmp_path / "other", config={**CONFIG, "steps": 30}), seeds[2]))
     score = next(c for c in page.having("data-chart") if c["aria-label"].startswith("Score by"))

@@ -26,6 +26,13 @@ def test_queries_are_cut_and_each_pass_takes_every_prompt_once(tmp_path):
     assert [query.tolist() for query in again[0]] == [query.tolist() for query in batches[1][0]] and again[1] == batches[1][1]
 
 
+def test_queries_are_cut_between_characters(tmp_path):
+    """A token is a byte; é has two."""
+    tokenizer = SimpleNamespace(vocab_size=256, decode=lambda tokens, skip_special_tokens: bytes(tokens).decode("utf-8", "replace"))
+    job = Job(RunConfig("", "", "", "", query_tokens=2), PPOConfig(batch_size=1), tmp_path, [list("né".encode())], [], tokenizer, None, None)
+    assert [bytes(query.tolist()) for query in next_batch(job, 0)[0]] == [b"n"]
+
+
 @pytest.mark.parametrize("text, after, part", [
     ("a.b.c", 0, "a."), ("a.b.c", 1, "a."), ("a.b.c", 2, "a.b."), ("a.b.c", 4, None), ("abc", 0, None), (".", 0, ".")])
 def test_the_scored_part_by_hand(text, after, part):

@@ -23,16 +23,17 @@ WEIGHTS = ("model.safetensors", "trainer.safetensors", "value_head.safetensors")
 EVALUATED = ["eval/distinct", "eval/kl", "eval/length", "eval/objective", "eval/score"]
 
 
+def evaluation(base, **changes) -> dict:
+    """Settings: two prompts, three responses to each, after updates 1, 2 and 4."""
+    (base / "eval.jsonl").write_text('{"query": "the star is"}\n{"text": "a joy"}\n')
+    return dict(eval_prompts=str(base / "eval.jsonl"), eval_every=2, eval_samples=3, keep_best=True) | changes
+
+
 @pytest.fixture(scope="module")
 def evaluated(base):
-    """The reference run again, evaluated after updates 1, 2 and 4."""
-    (base / "eval.jsonl").write_text('{"query": "the star is"}\n{"text": "a joy"}\n')
-    start(base, base / "evaluated", **EVAL(base))
+    """The reference run again, evaluated."""
+    start(base, base / "evaluated", **evaluation(base))
     return base / "evaluated"
-
-
-def EVAL(base, **changes) -> dict:
-    return dict(eval_prompts=str(base / "eval.jsonl"), eval_every=2, eval_samples=3, keep_best=True) | changes
 
 
 def test_an_evaluation_changes_nothing_of_the_training(base, evaluated):
@@ -75,8 +76,8 @@ def test_a_resumed_run_evaluates_as_if_nothing_had_happened(base, evaluated, tmp
         return length(queries, responses, 2)
     reward.terms[0] = (1.0, "rule:length=2", fails)
     with pytest.raises(RewardError):
-        start(base, tmp_path / "x", score_fn=reward, **EVAL(base))
-    start(base, tmp_path / "x", resume=True, **EVAL(base))
+        start(base, tmp_path / "x", score_fn=reward, **evaluation(base))
+    start(base, tmp_path / "x", resume=True, **evaluation(base))
     assert history(tmp_path / "x") == history(evaluated)
     resumed, whole = (verify_folder(out / "best") for out in (tmp_path / "x", evaluated))
     assert resumed["step"] == whole["step"] and all(resumed["files"][name] == whole["files"][name] for name in WEIGHTS)
@@ -90,7 +91,7 @@ def scripted(scores):
 
 def test_best_holds_the_checkpoint_of_the_best_evaluation(base, tmp_path):
     """Every second call is an evaluation: 1, 3, 2 for the updates 1 to 3."""
-    changes = EVAL(base, eval_every=1, best_metric="eval/score", steps=3, save_every=100)
+    changes = evaluation(base, eval_every=1, best_metric="eval/score", steps=3, save_every=100)
     start(base, tmp_path / "x", score_fn=scripted([9.0, 1.0, 9.0, 3.0, 9.0, 2.0]), **changes)
     manifest = verify_folder(tmp_path / "x" / "best")
     assert manifest["step"] == 2 and load_policy(str(tmp_path / "x" / "best"), torch.device("cpu"), None)[1].config.n_embd == 16
@@ -100,6 +101,7 @@ def test_best_holds_the_checkpoint_of_the_best_evaluation(base, tmp_path):
     assert verify_folder(tmp_path / "x" / "best") == manifest                          # 2.5 is less than 3, which is remembered
     start(base, tmp_path / "x", resume=True, score_fn=scripted([0.0, 0.0]), **changes | {"steps": 5, "best_metric": "ppo/mean_scores"})
     assert verify_folder(tmp_path / "x" / "best")["step"] == 5                         # the first that is known of another metric
+    assert (tmp_path / "x" / "checkpoint-000005").exists()                             # best/ is no reason to leave it out
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -118,7 +120,7 @@ def test_an_evaluation_that_fails_loses_nothing(base, tmp_path):
             raise OSError("the server is gone")
         return [1.0, 0.0, 0.0, 0.0]
     with pytest.raises(RewardError, match="the server is gone"):
-        start(base, tmp_path / "x", score_fn=fails, save_every=100, **EVAL(base, keep_best=False))
+        start(base, tmp_path / "x", score_fn=fails, save_every=100, **evaluation(base, keep_best=False))
     assert [line["step"] for line in lines(tmp_path / "x" / "metrics.jsonl")] == [1] and (tmp_path / "x" / "checkpoint-000001").exists()
 
 
@@ -132,6 +134,12 @@ def test_a_run_whose_kl_stays_too_high_ends_saved_and_says_why(base, tmp_path, c
     assert "in the last three updates, above --stop-kl 1e-06" in capsys.readouterr().err
     assert start(base, tmp_path / "x", resume=True, **changes).steps_done == 4
     assert start(base, tmp_path / "x", resume=True, **changes | {"stop_kl": None, "steps": 5}).steps_done == 5
+
+
+def test_three_updates_and_no_fewer_end_a_run_on_kl(base, tmp_path):
+    """Its reference is another model: the KL is above 0.01 from the first update on."""
+    result = start(base, tmp_path / "x", model=str(base / "reference"), ref_model=str(base / "model"), steps=9, stop_kl=0.01, batch_size=32)
+    assert result.steps_done == 3 and min(line["objective/kl"] for line in lines(tmp_path / "x" / "metrics.jsonl")) > 0.01
 
 
 # --- a reference of one's own ---------------------------------------------------------------------
@@ -164,7 +172,7 @@ def test_a_model_without_a_value_head_is_no_reason_to_warn_where_none_is_needed(
 
 def test_a_hook_gets_each_line_of_the_metrics(base, tmp_path):
     told = []
-    start(base, tmp_path / "x", on_update=told.append, **EVAL(base))
+    start(base, tmp_path / "x", on_update=told.append, **evaluation(base))
     assert told == lines(tmp_path / "x" / "metrics.jsonl") and all(type(x) in (int, float) for line in told for x in line.values())
 
 
