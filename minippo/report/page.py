@@ -132,15 +132,15 @@ def _text(text: str, space: str = " ") -> str:
     return escape("".join(hidden.get(c, c) for c in text).replace(" ", space))
 
 
-def _names(runs: list) -> list:
-    """The names of the runs in their colours; "" where there is only one."""
-    return [f'<b class="name r{run.colour}">{_text(run.name)}</b>' if len(runs) > 1 else "" for run in runs]
-
-
 def _key(groups: list) -> list:
     """The groups in their colours, each under the name of its first run."""
     return [f'<b class="name r{group[0].colour}">{_text(group[0].name)}{f", mean of {len(group)}" if len(group) > 1 else ""}</b>'
             for group in groups]
+
+
+def _names(runs: list) -> list:
+    """The names of the runs in their colours; "" where there is only one."""
+    return _key([[run] for run in runs]) if len(runs) > 1 else [""]
 
 
 def _thin(points: list) -> list:
@@ -176,10 +176,9 @@ def _path(points: list, x, y) -> str:
     return "".join(f"M{'L'.join(f'{x(step):.1f} {y(value):.1f}' for step, value, *_ in stretch)}h0" for stretch in stretches)
 
 
-def _value(group: list, points: list) -> str:
-    """The one point of `_means` that there is, as text, with its deviation; an en dash for none."""
-    spread = f" ± {number(points[0][2], '.2g')}" if points and len(group) > 1 else ""
-    return f"{number(points[0][1] if points else None)}{spread}"
+def _spread(group: list, known: list) -> str:
+    """The deviation of the last of these points of `_means`, where several runs have one."""
+    return f" ± {number(known[-1][2], '.2g')}" if known and len(group) > 1 else ""
 
 
 def _chart(groups: list, key: str) -> str:
@@ -210,8 +209,9 @@ def _chart(groups: list, key: str) -> str:
         band = f'<path class="band" d="M{"L".join(f"{x(s):.1f} {y(v):.1f}" for s, v in edges)}Z"/>' if edges else ""
         dot = "".join(f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="2.6"/>' for s, v, _ in known[-1:])
         marks += f'<g class="curve r{group[0].colour}">{band}<path d="{_path(curve, x, y)}"/>{dot}</g>'
-        now += f'<b class="r{group[0].colour}" title="{_text(group[0].name)}">{_value(group, known[-1:])}</b>'
-        label += f"; {group[0].name}: last {_value(group, known[-1:])}"
+        said = number(known[-1][1] if known else None) + _spread(group, known)
+        now += f'<b class="r{group[0].colour}" title="{_text(group[0].name)}">{said}</b>'
+        label += f"; {group[0].name}: last {said}"
     marks += "".join(f'<path class="target" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
                      f'<text class="end" x="{_RIGHT}" y="{y(t) - 5:.1f}">target {number(t)}</text>' for t in sorted(targets))
     data = {"box": [_LEFT, _RIGHT, _TOP, _BASE], "steps": [first, last], "range": [low, high],
@@ -366,9 +366,8 @@ def _tiles(groups: list) -> str:
         lines = ""
         for group in groups:
             if known := [point for point in _means(group, key) if point[1] is not None]:
-                last, *off = _value(group, known[-1:]).split(" ± ")
-                lines += (f'<b class="r{group[0].colour}"><span>{number(known[0][1])} → </span>{last}'
-                          f'{"".join(f"<span> ± {one}</span>" for one in off)}</b>')
+                lines += (f'<b class="r{group[0].colour}"><span>{number(known[0][1])} → </span>{number(known[-1][1])}'
+                          f'<span>{_spread(group, known)}</span></b>')
         tiles += f"<div><h3>{metric_of(key).title}</h3>{lines}</div>" if lines else ""
     return f'<div class="tiles">{tiles}</div>'
 

@@ -74,14 +74,10 @@ def _lines(path, raw=None):
     return lines
 
 
-def _is_csv(path):
-    return Path(path).suffix.lower() == ".csv"
-
-
 def _records(path, raw=None):
     """Yield ("file, line 3", dict) of a file with one JSON object a line, or of a .csv whose first line names the columns."""
     lines = _lines(path, raw)
-    if _is_csv(path):
+    if Path(path).suffix.lower() == ".csv":
         table = csv.DictReader((line + "\n" for _, line in lines), restkey="", strict=True)
         try:
             for record in table:
@@ -117,7 +113,7 @@ def load_prompts(path: str | Path, raw: bytes | None = None) -> list[str]:
     Blank lines are skipped, and lines of text lose the white space around them (a space at the end would be a token of its
     own); strings in .jsonl stay as they are. raw: what read_bytes read of it, for a pipe.
     """
-    if _is_csv(path) or Path(path).suffix.lower().startswith(".json"):
+    if Path(path).suffix.lower().startswith((".csv", ".json")):
         return [_field(record, where, "query", "prompt", "text") for where, record in _records(path, raw)]
     return [line for _, line in _lines(path, raw)]
 
@@ -146,7 +142,7 @@ def load_labelled(paths: str | Path | list[str | Path]) -> list[tuple[str, int]]
     if len(files) == 2:
         labelled = [(line, label) for file, label in zip(files, (1, 0)) for _, line in _lines(file)]
     for where, record in _records(files[0]) if len(files) == 1 else []:
-        if record.get("label") not in (("0", "1") if _is_csv(files[0]) else (0, 1)):
+        if record.get("label") not in (("0", "1") if files[0].suffix.lower() == ".csv" else (0, 1)):
             raise ValueError(f'{where}: expected "label" to be 0 (bad) or 1 (good), got {record.get("label")!r:.60}')
         labelled.append((_field(record, where, "text"), int(record["label"])))
     good = sum(label for _, label in labelled)

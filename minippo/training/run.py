@@ -137,7 +137,8 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop, on_update:
                 progress.show(step, brief) if step < run.steps else progress.finish(brief)
             elif not run.quiet:
                 shown = [sample_line(sample) for sample in samples if not {"trace", "eval"} & sample.keys()]
-                say("\n".join([status_line(metrics, run.steps, progress.seconds_left(step)), *shown, *eval_line(metrics)]))
+                shown += [eval_line(metrics)] if "eval/score" in metrics else []
+                say("\n".join([status_line(metrics, run.steps, progress.seconds_left(step)), *shown]))
             if run.keep_best and metrics.get(run.best_metric, -math.inf) > state.best.get(run.best_metric, -math.inf):
                 state.best[run.best_metric] = metrics[run.best_metric]
                 checkpoint(must=False, best=True)

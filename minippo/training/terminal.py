@@ -81,11 +81,8 @@ def status_line(metrics: dict, steps: int, seconds_left: float) -> str:
             f"  value error {metrics['ppo/val/error']:7.3f}  {metrics['tokens_per_second']:6.0f} tokens/s  {left} left")
 
 
-def eval_line(metrics: dict) -> list[str]:
-    """What an evaluation came to, if there was one: a line, or none."""
-    if "eval/score" not in metrics:
-        return []
-    return ["    evaluation: " + "  ".join(f"{name} {metrics[f'eval/{name}']:.3f}" for name in ("score", "kl", "length", "distinct"))]
+def eval_line(metrics: dict) -> str:
+    return "    evaluation: " + "  ".join(f"{name} {metrics[f'eval/{name}']:.3f}" for name in ("score", "kl", "length", "distinct"))
 
 
 def sample_line(sample: dict) -> str:
