@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..fast import training_modes
 from ..files.tokenizer import Tokenizer
+from ..inputs import check_tokens
 from ..ppo import Batch, PPOConfig, PPOTrainer, compute_advantages, compute_rewards
 from ..scoring.rewards import Reward
 from .config import RunConfig, span
@@ -51,9 +53,11 @@ def score(job: Job, responses: list[Tensor], batch: dict) -> None:
     batch["scores"] = [job.run.truncate_penalty if part is None else score for part, score in zip(scored, scores)]
 
 
+@training_modes
 def forward(trainer: PPOTrainer, queries: list[Tensor], responses: list[Tensor], scores: list[float], size: int) -> Batch:
     """What policy and reference say of given responses, `size` rows at a time."""
-    batch, rows = Batch(queries, responses, trainer.config.temperature, torch.tensor(scores)), [*range(len(queries))]
+    batch = Batch(queries, responses, trainer.config.temperature, torch.tensor(scores, device="cpu"))
+    rows = [*range(len(queries))]
     trainer.forward_pass(batch, [[rows[at:at + size] for at in range(0, len(rows), size)]])
     return batch
 
@@ -65,11 +69,11 @@ def evaluate(job: Job, metrics: dict, samples: list[dict]) -> None:
     what is trained is the same without it.
     """
     run, config, responses = job.run, job.config, []
-    queries = [torch.tensor(prompt) for prompt in job.eval_prompts * run.eval_samples]
+    queries = [torch.tensor(prompt, device="cpu") for prompt in job.eval_prompts * run.eval_samples]
     for at in range(0, len(queries), config.batch_size):
         some = job.trainer.generate(queries[at:at + config.batch_size], max_new_tokens=span(run.max_new_tokens)[1],
                                     temperature=config.temperature, seed=config.seed + at)
-        responses += [response.cpu() for response in some]
+        responses += check_tokens("responses", some, job.trainer.model.config.vocab_size)       # on the CPU, by one copy for all
     noted = {"queries": [text_of(job.tokenizer, query) for query in queries]}
     score(job, responses, noted)
     batch = forward(job.trainer, queries, responses, noted["scores"], config.mini_batch_size)
@@ -88,7 +92,7 @@ def traces(trainer: PPOTrainer, tokenizer: Tokenizer, followed: list[dict], step
     """
     if not followed:
         return []
-    queries, responses = ([torch.tensor(pair[name]) for pair in followed] for name in ("query", "response"))
+    queries, responses = ([torch.tensor(pair[name], device="cpu") for pair in followed] for name in ("query", "response"))
     config, batch = trainer.config, forward(trainer, queries, responses, [pair["score"] for pair in followed], 1)
     rewards, _, kl = compute_rewards(batch.scores, batch.logprobs, batch.ref_logprobs, batch.mask, trainer.kl_controller.value,
                                      config.kl_penalty, batch.exact_kl)
