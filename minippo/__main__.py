@@ -24,6 +24,7 @@ import torch
 
 from .distributed import ProcessLost, rank, speaks, start
 from .fast import keep_freed_memory
+from .files.atomic import read_json
 from .files.tokenizer import load_tokenizer
 from .gpt2 import GPT2
 from .ppo import PPOConfig
@@ -36,6 +37,10 @@ from .training.data import load_labelled, load_pairs, text_of
 from .training.run import load_policy, load_reward, train
 from .training.run_folder import model_source, read_record
 from .training.terminal import complain, protect, say
+
+
+ALSO = {"--lr": "--learning-rate", "--kl-coef": "--init-kl-coef", "--kl-target": "--target", "--epochs": "--ppo-epochs",
+        "--updates": "--steps", "--minibatch-size": "--mini-batch-size", "--max-tokens": "--max-new-tokens"}    # what people try
 
 
 def reader(kind: type, optional: bool = False) -> Callable:
@@ -93,13 +98,27 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespac
                                 ("--dtype", None, "of the blocks: float32, bfloat16, float16 [bfloat16 on a GPU that has it]")):
         if name not in parser._option_string_actions:
             parser.add_argument(name, type=reader(int if name == "--seed" else str), default=default, metavar="X", help=text)
+    known = parser._option_string_actions
+    argv = [re.sub("^--[^=]+", lambda name: name[0] if name[0] in known else ALSO.get(name[0], name[0]), arg) for arg in argv]
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        known, name = list(parser._option_string_actions), unknown[0].split("=")[0]
-        initials = [flag for flag in known if "".join(word[0] for word in flag[2:].split("-") if word) == name.strip("-")]
-        near = initials or difflib.get_close_matches(name, known, n=1)                              # --lr: --learning-rate
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         parser.error(f"unknown argument {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
     return args
+
+
+def read_settings(path: str, *classes: type) -> dict:
+    """The fields of these dataclasses in a JSON file: an object of them, or a run's config.json; ValueError for an unknown one."""
+    settings = read_json(place(path, "--config"))
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected a JSON object of settings, got {settings!r:.60}")
+    if all(isinstance(settings.get(part), dict) for part in ("run", "ppo")):
+        settings = settings["run"] | settings["ppo"]
+    known = [field.name for cls in classes for field in fields(cls)]
+    if unknown := [name for name in settings if name not in known]:
+        near = difflib.get_close_matches(unknown[0].replace("-", "_"), known, n=1)
+        raise ValueError(f"{path}: unknown setting {unknown[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
+    return settings
 
 
 def build(cls: type, given: dict):
@@ -128,23 +147,26 @@ def run_train(argv: list[str]) -> int:
                         help="continue the run in --out; what is not given is as the run began")
     parser.add_argument("--allow-config-change", action="store_true", default=False,
                         help="go on although the settings differ from those that the run began with")
+    parser.add_argument("--config", metavar="FILE", help="settings as a JSON object; a run's config.json will do; flags override it")
     add_flags(parser, RunConfig)
     add_flags(parser, PPOConfig)
-    given = vars(parse(parser, argv))
+    flags = vars(parse(parser, argv))
+    given = (read_settings(flags["config"], RunConfig, PPOConfig) if "config" in flags else {}) | flags
     begun = read_record(place(given["out"], "--out")) if given["resume"] and "out" in given else {}
     if given["resume"] and not begun and not {"model", "prompts", "reward"} & given.keys():
         raise ValueError(f"--resume: there is no run in {given['out']!r}" if "out" in given else "--resume: expected the run's folder as --out")
     run, config = (build(cls, begun.get("run", {}) | begun.get("ppo", {}) | given) for cls in (RunConfig, PPOConfig))
-    if "reward" not in given and (code := own_functions(run.reward)):
-        raise ValueError(f"{' and '.join(code)}: a run folder is data, and code that it names is not imported; to run it, give it "
-                         f"again: python -m minippo train --resume --out {shlex.quote(run.out)} --reward {shlex.quote(run.reward)}")
+    if "reward" not in flags and (code := own_functions(run.reward)):
+        again = shlex.join(["python", "-m", "minippo", "train", *argv, "--reward", run.reward])
+        raise ValueError(f"{' and '.join(code)}: a run folder is data, and code that it names is not imported, nor what --config names; "
+                         f"to run it, give it again: {again}")
     return train(run, config, given["resume"], given["allow_config_change"]).status
 
 
 def run_generate(argv: list[str]) -> None:
     parser = new_parser("generate", "--model DIR --prompt TEXT [--reference gpt2] [--reward rule:sentiment]")
     parser.add_argument("--model", required=True, metavar="DIR", help="model folder, run folder (newest checkpoint), public name")
-    parser.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help="one prompt or several, each in quotes")
+    parser.add_argument("--prompt", required=True, nargs="+", metavar="TEXT", help='one prompt or several, each in quotes; "" for none')
     parser.add_argument("--reference", default=None, metavar="DIR", help="a second model, drawing the same random numbers [none]")
     parser.add_argument("--reward", default=None, metavar="TEXT", help="score the responses with this, as in `train` [none]")
     parser.add_argument("--n", type=reader(int), default=3, metavar="N", help="responses to each prompt [3]")
@@ -155,17 +177,15 @@ def run_generate(argv: list[str]) -> None:
     args = parse(parser, argv)
     if args.n < 1:
         raise ValueError(f"--n: expected a whole number above 0, got {args.n}")
-    if "" in args.prompt:
-        raise ValueError("--prompt: expected a text, got an empty one")
     device, dtype = pick_device(args.device), pick_dtype(args.dtype)
     reward = load_reward(args.reward, device, dtype, Path("labels.jsonl")) if args.reward else None
     queries = [prompt for prompt in args.prompt for _ in range(args.n)]
     answers = {}                                                    # model -> its responses, in the order of the queries
     for name in [args.model] if args.reference is None else [args.model, args.reference]:
         tokenizer, model = load_policy(model_source(name), device, dtype)
-        tokens = model.generate([torch.tensor(tokenizer.encode(query)) for query in queries], args.max_new_tokens,
-                                temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed,
-                                eos_token_id=tokenizer.eos_token_id)
+        encoded = [torch.tensor(tokenizer.encode(query) or [tokenizer.eos_token_id]) for query in queries]      # texts begin after EOS
+        tokens = model.generate(encoded, args.max_new_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
+                                seed=args.seed, eos_token_id=tokenizer.eos_token_id)
         answers[name] = [text_of(tokenizer, response, True) for response in tokens]
     scores = {name: reward(queries, responses) for name, responses in answers.items()} if reward else {}
     for start in range(0, len(queries), args.n):

@@ -168,6 +168,14 @@ def check_sampling(do_sample: bool, temperature: float, top_k: int | None, top_p
             "eos_token_id": eos_token_id}
 
 
+def refuse(unsupported: dict) -> None:
+    """ValueError for arguments of other libraries' generate, unless there are none."""
+    if unsupported:
+        raise ValueError(f"generate: {', '.join(unsupported)} is not supported: responses are sampled token by token, as PPO scores "
+                         "them; there are max_new_tokens, min_new_tokens, min_length, do_sample, temperature, top_k, top_p, "
+                         "eos_token_id, pad_token_id, seed, generator")
+
+
 def check_limits(queries: list[Tensor], max_new_tokens: int | Sequence[int], min_new_tokens: int | None, min_length: int | None,
                  n_positions: int) -> tuple[list[int], list[int]]:
     """Most and fewest new tokens of each row; ValueError where they contradict each other or the model's positions."""

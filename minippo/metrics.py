@@ -32,10 +32,11 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
 def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """x with mean 0 (or its own mean, if shift_mean is False) and variance 1 inside the mask, 0 outside."""
+    x, mask, device = (x.cpu(), mask.cpu(), x.device) if x.device.type == "mps" else (x, mask, x.device)     # no fp64 there
     wide = x.double()                   # in fp32 equal numbers differ from their mean by rounding, which a variance of 0 blows up
     mean, var = masked_mean(wide, mask), masked_var(wide, mask)
     whitened = (wide - mean) * torch.rsqrt(var + 1e-8)
-    return torch.where(mask.bool(), whitened if shift_mean else whitened + mean, 0.0).to(x.dtype)
+    return torch.where(mask.bool(), whitened if shift_mean else whitened + mean, 0.0).to(device, x.dtype)
 
 
 def std(x: Tensor) -> Tensor:
@@ -229,6 +230,18 @@ METRICS = [
            "Only the data moves it.", "text"),
     Metric("samples/distinct", "Distinct responses", "share of different responses in the batch", "count(distinct) / B",
            "Close to 1; above one half at least.", "Falling: one answer to every query.", "text"),
+    *(Metric(f"eval/{name}", f"Evaluation: {title}", what + ", on the evaluation prompts", formula, healthy, moves, "eval")
+      for name, title, what, formula, healthy, moves in (
+          ("score", "score", "mean score of the responses", "mean(scores)", "Rises with the score of training.",
+           "Falls while that rises: the policy learns the training prompts, not the task."),
+          ("kl", "KL", "distance from the reference, in nats per response", "mean over responses of sum_t (logprob_t - ref_logprob_t)",
+           "As the KL of training.", "Far above it: the policy leaves the reference on prompts that it has not seen."),
+          ("objective", "score less KL cost", "the gain with the first kl_coef, so that updates compare",
+           "eval/score - init_kl_coef * eval/kl", "Rises, then levels off; keep_best keeps its highest.",
+           "Falls: the score costs more KL than it brings."),
+          ("length", "length", "mean number of response tokens", "mean(R)", "Steady.", "As the response length."),
+          ("distinct", "distinct responses", "share of different responses", "count(distinct) / n", "Close to 1.",
+           "Falling: one answer to every prompt."))),
     Metric("seconds", "Seconds per update", "sampling, scoring and step together", "wall time", "Steady.",
            "Growing with the response length is natural.", "speed"),
     Metric("tokens_per_second", "Tokens per second", "response tokens of the batch over the update's time", "sum(R) / seconds",
@@ -237,7 +250,7 @@ METRICS = [
       for stage, what in _STAGES.items()),
 ]
 GROUPS = {"reward": "Reward", "drift": "Distance from the reference", "update": "The update", "value": "Values",
-           "text": "Text", "speed": "Speed"}
+           "text": "Text", "eval": "Evaluation", "speed": "Speed"}
 
 
 def metric_of(key: str) -> Metric | None:

@@ -27,11 +27,11 @@ from torch.utils.checkpoint import checkpoint
 from .attention import hidden_states
 from .distributed import rank
 from .fast import TokenLogprobs, upload
-from .files.hub import push_folder
+from .files.hub import PUBLIC_MODELS, push_folder
 from .files.model_folder import find_model, read_value_head, save_model
 from .generation import free_decoders, generate
 from .gpt2 import GPT2, GPT2Config
-from .inputs import check_pairs
+from .inputs import check_pairs, refuse
 
 CHUNK_LOGITS = 2**28        # logits at a time, a gigabyte in fp32 and four with their gradient; beyond it the head works in chunks
 
@@ -60,7 +60,8 @@ class GPT2WithValueHead(nn.Module):
         model.transformer = transformer
         head = read_value_head(find_model(name_or_dir), transformer.config.n_embd)
         if head is None:
-            warnings.warn(f"{name_or_dir} has no value head; it starts at zero", stacklevel=2)
+            if name_or_dir not in PUBLIC_MODELS:                # which never have one: there is nothing to have got lost
+                warnings.warn(f"{name_or_dir} has no value head; it starts at zero", stacklevel=2)
             head = {name: torch.zeros(p.shape, dtype=torch.float32, device="cpu") for name, p in model.v_head.named_parameters()}
         model.v_head.load_state_dict({name: x.to(transformer.device) for name, x in head.items()}, assign=True)
         return model
@@ -95,9 +96,10 @@ class GPT2WithValueHead(nn.Module):
     def generate(self, queries: Sequence[Tensor], max_new_tokens: int | Sequence[int] = 20, min_new_tokens: int = 0,
                  min_length: int = -1, do_sample: bool = True, temperature: float = 1.0, top_k: int = 0,
                  top_p: float = 1.0, eos_token_id: int | None = None, pad_token_id: int | None = None,
-                 seed: int | None = None, generator: torch.Generator | None = None,
-                 rows: Sequence[int] | None = None) -> list[Tensor]:
+                 seed: int | None = None, generator: torch.Generator | None = None, rows: Sequence[int] | None = None,
+                 **unsupported) -> list[Tensor]:
         """Continue each query; see generation.generate."""
+        refuse(unsupported)
         return generate(self.transformer, queries, max_new_tokens, min_new_tokens, min_length, do_sample, temperature, top_k,
                         top_p, eos_token_id, pad_token_id, seed, generator, rows)
 

@@ -61,7 +61,7 @@ def test_pyproject_asks_for_what_requirements_ask_for():
     dependencies = re.search(r"^dependencies = \[(.*)\]$", project, re.M)[1] + re.search(r"^test = \[(.*)\]$", project, re.M)[1]
     assert set(re.findall(r'"([^"]+)"', dependencies)) == set(requirements)
     shipped = {path.name for path in (ROOT / "minippo").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
-    assert set(re.findall(r'"(\w+\.(?:css|js))"', project)) == shipped
+    assert set(re.findall(r'"(\w+\.(?:css|js|txt))"', project)) == shipped
 
 
 def test_the_command_minippo_is_the_program():

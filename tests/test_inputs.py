@@ -178,6 +178,14 @@ def test_settings_of_another_type_are_named(policy, kwargs, message):
     assert len(policy.generate(QUERIES, max_new_tokens=2, min_new_tokens=None, min_length=None)) == 5
 
 
+@pytest.mark.parametrize("kwargs, message", [
+    ({"num_beams": 4}, "num_beams is not supported: .* there are max_new_tokens"), ({"num_beams": 1, "repetition_penalty": 1.2}, "num_beams, repetition_penalty")])
+def test_what_generate_does_not_support_is_refused_by_name(policy, kwargs, message):
+    for generate in (policy.generate, trainer_of().generate):
+        with pytest.raises(ValueError, match=message):
+            generate(QUERIES, max_new_tokens=2, **kwargs)
+
+
 # --- torch's global state -------------------------------------------------------------------------------------------------
 
 @contextlib.contextmanager

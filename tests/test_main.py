@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig
 from minippo.training import reward_training
 from minippo.training.reward_training import RewardModelConfig
+from minippo.training.config import describe
 from minippo.training.run import Result, RunConfig
 from minippo.training.bpe import train_bpe
 
@@ -86,11 +87,9 @@ def test_flags_of_every_kind(monkeypatch):
 @pytest.mark.parametrize("argv, message", [
     (["trian"], "no command 'trian'; did you mean train? There are: demo, train"),
     (["train", *REQUIRED, "--bach-size", "3"], "unknown argument '--bach-size'; did you mean --batch-size?"),
-    (["train", *REQUIRED, "--lr", "3"], "unknown argument '--lr'; did you mean --learning-rate?"),
-    (["train", *REQUIRED, "--kl-coef=3"], "unknown argument '--kl-coef=3'; did you mean --init-kl-coef?"),
     (["train", "--resume"], "--resume: expected the run's folder as --out"),
     (["train", "--resume", "--out", "nothing"], "--resume: there is no run in 'nothing'"),
-    (["generate", "--model", "m", "--prompt", "x", ""], "--prompt: expected a text, got an empty one"),
+    (["train", *REQUIRED, "--config", "no.json"], "No such file or directory"),
     (["train", *REQUIRED, "--batch", "3"], "unknown argument '--batch'"),              # no guessing from beginnings
     (["train", *REQUIRED, "--steps", "ten"], "argument --steps: expected a whole number, got 'ten'"),
     (["train", *REQUIRED, "--score-clip", "x"], "argument --score-clip: expected a number or none, got 'x'"),
@@ -177,6 +176,39 @@ def test_a_failing_function_of_the_user_is_shown_with_its_traceback(base, tmp_pa
 
 # --- each command once ----------------------------------------------------------------------------
 
+def test_settings_from_a_file_hold_where_no_flag_says_otherwise(tmp_path, monkeypatch, capsys):
+    """A flat object, or what a run's config.json holds; code that only a file names is not imported."""
+    (tmp_path / "flat.json").write_text('{"model": "m", "prompts": "p.txt", "reward": "rule:length", "steps": 7, "query_tokens": [2, 3], "lam": 0.5}')
+    run_, ppo, *_ = run(monkeypatch, "--config", str(tmp_path / "flat.json"), "--out", "o", "--steps", "8")
+    assert (run_, ppo) == (RunConfig("m", "p.txt", "rule:length", "o", 8, query_tokens=(2, 3)), PPOConfig(lam=0.5))
+    (tmp_path / "config.json").write_text(json.dumps(describe(run_, ppo, b"")))
+    again = run(monkeypatch, "--config", str(tmp_path / "config.json"), "--lr=0.5", "--out", "o2")
+    assert again[:2] == (replace(run_, out="o2"), replace(ppo, learning_rate=0.5))
+    (tmp_path / "code.json").write_text('{"model": "m", "prompts": "p.txt", "reward": "os:getcwd"}')
+    assert cli.main(["train", "--config", str(tmp_path / "code.json"), "--out", "o"]) == 2
+    assert "nor what --config names" in capsys.readouterr().err
+    assert run(monkeypatch, "--config", str(tmp_path / "code.json"), "--out", "o", "--reward", "os:getcwd")[0].reward == "os:getcwd"
+
+
+@pytest.mark.parametrize("content, message", [
+    ('{"learning_rte": 1}', "unknown setting 'learning_rte'; did you mean learning_rate?"), ("[1]", "expected a JSON object of settings, got [1]"),
+    ('{"run": {"model": "m"}, "ppo": {"lamb": 1}}', "unknown setting 'lamb'; did you mean lam?"), ("{", "is not valid JSON"),
+    ('{"lam": "x"}', "PPOConfig: lam must be float, got 'x'")])
+def test_a_file_of_settings_that_cannot_be_is_named(tmp_path, capsys, content, message):
+    (tmp_path / "c.json").write_text(content)
+    assert cli.main(["train", *REQUIRED, "--config", str(tmp_path / "c.json")]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_names_that_people_try_are_recognised(monkeypatch):
+    ppo = run(monkeypatch, *REQUIRED, "--lr", "0.5", "--kl-coef=0.25", "--kl-target", "3", "--epochs", "2", "--minibatch-size", "4")[1]
+    assert ppo == PPOConfig(learning_rate=0.5, init_kl_coef=0.25, target=3.0, ppo_epochs=2, mini_batch_size=4)
+    assert run(monkeypatch, *REQUIRED, "--updates", "5", "--max-tokens", "6")[0] == RunConfig("m", "p.txt", "rule:length", "o", 5, max_new_tokens=6)
+    for name in cli.ALSO.values():
+        assert name[2:].replace("-", "_") in {field.name for cls in (RunConfig, PPOConfig) for field in fields(cls)}
+
+
 def test_train_resume_generate_and_report(base, tmp_path, capsys):
     out = str(tmp_path / "run")
     argv = ["train", "--model", str(base / "model"), "--prompts", str(base / "prompts.txt"), "--reward", "rule:length=3",
@@ -192,6 +224,8 @@ def test_train_resume_generate_and_report(base, tmp_path, capsys):
     assert cli.main(argv) == 2
     assert "already holds a run" in capsys.readouterr().err
 
+    assert cli.main(["generate", "--model", out, "--prompt", "", "--n", "1", "--device", "cpu", "--max-new-tokens", "3"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) >= 4                              # nothing to continue: a text from its beginning
     generate = ["generate", "--model", out, "--prompt", "the film", "a dog", "--reference", str(base / "model"), "--n", "2",
                 "--reward", "rule:length=3", "--max-new-tokens", "5", "--device", "cpu"]
     assert cli.main(generate) == 0
@@ -256,7 +290,7 @@ def test_a_resumed_run_imports_nothing_that_only_its_folder_names(base, tmp_path
         assert "code that it names is not imported" in capsys.readouterr().err
     (out / "config.json").write_text(json.dumps(record))
     again = shlex.split(said[said.index("train --resume"):])
-    assert again == ["train", "--resume", "--out", str(out), "--reward", "0.5*my_judge:score"]
+    assert again == ["train", "--resume", *argv, "--reward", "0.5*my_judge:score"]
     assert cli.main(again) == 0 and (tmp_path / "touched").exists()
 
 

@@ -1,9 +1,12 @@
 """The table of the statistics: whole, and of everything that is logged."""
 
+import pytest
 import torch
 from conftest import make_policy, make_ragged
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from minippo.metrics import GROUPS, METRICS, metric_of
+from minippo.metrics import GROUPS, METRICS, masked_whiten, metric_of
 from minippo.ppo import PPOConfig, PPOTrainer
 
 
@@ -23,3 +26,21 @@ def test_the_table_is_complete_and_without_doubles():
     assert {metric.group for metric in METRICS} == set(GROUPS)
     assert metric_of("score/rule:length").title == "Score: rule:length"
     assert metric_of("step") is None
+
+
+class NoDoubles(TorchDispatchMode):
+    """Fails where an fp64 tensor is made on Apple's GPU, which has none."""
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        assert not (isinstance(made, torch.Tensor) and made.device.type == "mps" and made.dtype == torch.float64), function
+        return made
+
+
+def test_whitening_makes_no_doubles_on_apples_gpu():
+    """With tensors that only say where they are, as nobody here has one."""
+    with FakeTensorMode(), NoDoubles():
+        x, mask = torch.empty(3, 4, device="mps"), torch.empty(3, 4, dtype=torch.bool, device="mps")
+        whitened = masked_whiten(x, mask)
+        assert (whitened.device.type, whitened.dtype, whitened.shape) == ("mps", torch.float32, (3, 4))
+        with pytest.raises(AssertionError, match="_to_copy"):
+            x.double()

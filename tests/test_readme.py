@@ -4,9 +4,12 @@ Blocks that need transformers or huggingface_hub run where those are installed (
 """
 
 import importlib.util
+import json
 import re
+import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,17 +40,29 @@ def test_the_blocks_run_as_printed(gpt2_here, monkeypatch, capsys):
     from minippo import GPT2WithValueHead
     pushed = []
     monkeypatch.setattr(GPT2WithValueHead, "push_to_hub", lambda self, *args: pushed.append(args))
-    namespace: dict = {}
+    logged = []
+    wandb = SimpleNamespace(init=lambda **kwargs: None, log=lambda line, step: logged.append((line, step)))
+    Path("prompts.txt").write_text("The film\nIn the end\n")
+    namespace, logs = {}, []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for block in BLOCKS:
-            if "transformers" in block and importlib.util.find_spec("transformers") is None:
+            if any(name in block and importlib.util.find_spec(name) is None for name in ("transformers", "tensorboard")):
                 continue
-            exec(compile(block, str(README), "exec"), namespace)
+            with monkeypatch.context() as patch:                        # transformers must not see it
+                patch.setitem(sys.modules, "wandb", wandb) if "import wandb" in block else None
+                exec(compile(block, str(README), "exec"), namespace)
+            logs += [namespace["log"]] if "def log" in block else []
     printed = capsys.readouterr().out
     assert len(namespace["query"]) == 7 and len(namespace["response"]) <= 20
     assert "step 1  score" in printed and pushed[0][0] == "your-name/my-gpt2"
     assert Path("my-gpt2/value_head.safetensors").exists() and Path("checkpoint/manifest.json").exists()
+    line = json.loads(Path("runs/z/metrics.jsonl").read_text().splitlines()[-1])
+    assert len(logs) >= 3 and f"{line['step']} {line['ppo/mean_scores']} {line['objective/kl']}" in printed.splitlines()
+    for log in logs:
+        log(line)
+    assert logged == [(line, 2)]
+    assert Path("z.csv").read_text() == f"step,score,kl\n2,{line['ppo/mean_scores']},{line['objective/kl']}\n"
 
 
 def test_links_lead_somewhere():

@@ -212,10 +212,10 @@ def test_a_chapter_is_split_into_cells():
 def test_links_follow_the_lines_of_their_symbols():
     source = (HERE / "../minippo/ppo.py").resolve().read_text(encoding="utf-8").splitlines()
     refreshed = build.refresh_links('[`compute_advantages`](../minippo/ppo.py#L1) [`PPOConfig.lam`](../minippo/ppo.py#L1) '
-                                    '[here](../minippo/ppo.py#L1 "returns = advantages + values") [all](../minippo/ppo.py)', "page")
+                                    '[here](../minippo/ppo.py#L1 "return advantages, advantages + values") [all](../minippo/ppo.py)', "page")
     first, last, field, snippet = (int(number) for number in re.findall(r"L(\d+)", refreshed))
     assert source[first - 1].startswith("def compute_advantages(") and source[last - 1] == "    return advantages, returns"
-    assert source[field - 1].startswith("    lam: float") and "returns = advantages + values" in source[snippet - 1]
+    assert source[field - 1].startswith("    lam: float") and "return advantages, advantages + values" in source[snippet - 1]
     assert refreshed.endswith("[all](../minippo/ppo.py)")
     for bad in ("[`no_such_function`](../minippo/ppo.py#L1)", '[x](../minippo/ppo.py#L1 "import")'):
         with pytest.raises(ValueError, match="found none or several"):

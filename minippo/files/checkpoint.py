@@ -1,7 +1,7 @@
 """A checkpoint: all that a trainer's next step depends on, in one folder that is there whole or not at all.
 
     the files of a model folder     the policy; from_pretrained and transformers load it
-    trainer.safetensors             the optimizer's moments, the reference, the generator, tensors of a scheduler
+    trainer.safetensors             the optimizer's moments, the reference where it differs, the generator, tensors of a scheduler
     trainer.json                    the numbers: steps, kl_coef, running moments, and where each tensor belongs
     manifest.json                   name, size and sha256 of every other file, written last
 
@@ -158,9 +158,11 @@ def save_state(folder: str | os.PathLike, trainer, extra: Any = None) -> None:
     check_place(Path(os.path.realpath(os.path.expanduser(folder))))
     model, reference, scheduler = trainer.model, trainer.ref_model, trainer.lr_scheduler
     tensors = {"generator": trainer.generator.get_state()}
-    tensors |= {f"ref_model.{name}": value for name, value in reference.state_dict().items()}
+    own, theirs = model.state_dict(), reference.state_dict()
+    shared = [name for name, x in theirs.items() if name in own and x.dtype == own[name].dtype and torch.equal(x, own[name])]    # frozen
+    tensors |= {f"ref_model.{name}": value for name, value in theirs.items() if name not in shared}
     state = {"identity": identity(trainer), "steps_done": trainer.steps_done, "kl_coef": trainer.kl_controller.value,
-             "moments": dict(vars(trainer.moments)), "optimizer": trainer.optimizer.state_dict(),
+             "shared": shared, "moments": dict(vars(trainer.moments)), "optimizer": trainer.optimizer.state_dict(),
              "lr_scheduler": scheduler and scheduler.state_dict(), "extra": {} if extra is None else extra}
     packed = pack(state, tensors, "state")
     with new_folder(folder, whole=True) as temporary:
@@ -190,7 +192,8 @@ def load_state(folder: str | os.PathLike, trainer) -> Any:
         shapes = {name: tuple(p.shape) for name, p in trainer.model.transformer.named_parameters()}
         policy = {f"transformer.{name}": p for name, p in read_weights(folder, shapes)}
         policy |= {f"v_head.{name}": p for name, p in read_value_head(folder, trainer.model.config.n_embd).items()}
-        reference = {name: tensors[f"ref_model.{name}"] for name in trainer.ref_model.state_dict()}
+        reference = {name: policy[name] if name in state.get("shared", ()) else tensors[f"ref_model.{name}"]
+                     for name in trainer.ref_model.state_dict()}
         check_tensors(trainer, reference, optimizer["state"])
         groups = with_own_settings(trainer, optimizer["param_groups"])
         if (scheduler := trainer.lr_scheduler) is not None:                # can only be tried; after it nothing fails

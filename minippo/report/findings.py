@@ -124,7 +124,7 @@ def _others(metrics: list, target: "float | None"):
             yield text.format(n=len(at), span=_span(at), target=number(target), worst=number(worst(v for _, v in at)))
     explained, entropy = series(metrics, "ppo/val/var_explained"), series(metrics, "ppo/policy/entropy")
     late = explained[-max(_PERSIST, len(explained) // 4):]
-    if len(explained) > _PERSIST and (mean := fmean(v for _, v in late)) < 0:
+    if len(explained) > _PERSIST and (mean := fmean(v for _, v in late)) < -0.01:
         yield (f"Explained variance negative late (mean {number(mean)}, {_span(late)}): a constant would predict better. "
                "Either the score is noise to the values, or they lag: raise vf_coef, scale the scores or train longer.")
     start, end, chance = _ends(entropy)

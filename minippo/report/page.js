@@ -3,21 +3,55 @@ const sign = text => text.replace('-', '−');
 const short = v => Math.abs(v) >= 1000 ? Math.round(v).toLocaleString('en') : `${+v.toPrecision(3)}`;
 const fmt = v => v == null ? '–' : sign(short(v));
 
-// curves: the values under the pointer stand where the last values stood, the update under the pointer's line
+// curves: over the updates or over the time, smoothed on demand (the raw line stays, pale); under the pointer the values there
+const clock = s => s < 120 ? `${Math.round(s)} s` : s < 7200 ? `${+(s / 60).toPrecision(3)} min` : `${+(s / 3600).toPrecision(3)} h`;
+const headlines = document.getElementById('headlines'), times = JSON.parse(headlines.dataset.times);
+headlines.insertAdjacentHTML('beforebegin', `<form id="axes" class="controls"><fieldset><legend>Horizontal axis</legend>
+  <label><input type="radio" name="axis" value="" checked><span>Update</span></label>
+  <label><input type="radio" name="axis" value="time"><span>Time</span></label></fieldset>
+  <label class="slide">Smoothing <output>0</output><input type="range" name="smooth" min="0" max="0.95" step="0.05" value="0"></label></form>`);
+const axes = document.getElementById('axes'), whole = Math.max(...times.map(t => t.length ? t.at(-1)[1] : 0));
+const seconds = (i, step) => {  // when group i had done this update
+  const k = times[i].findIndex(t => t[0] >= step), [b, a] = [times[i].at(k), times[i].at(Math.max(0, k - 1))];
+  return k > 0 ? a[1] + (b[1] - a[1]) * (step - a[0]) / (b[0] - a[0]) : b ? b[1] : 0;
+};
+const smooth = (curve, weight) => {  // a running mean, as TensorBoard's: early values are not drawn towards 0
+  let sum = 0, n = 0;
+  return curve.map(([step, v]) => v == null ? [step, v] : (sum = weight * sum + v, n = weight * n + 1, [step, sum / n]));
+};
 for (const svg of document.querySelectorAll('[data-chart]')) {
-  const {box: [left, right, top, base], steps: [first, last], curves} = JSON.parse(svg.dataset.chart);
+  const {box: [left, right, top, base], steps: [first, last], range: [low, high], curves} = JSON.parse(svg.dataset.chart);
   const cursor = svg.querySelector('.cursor'), label = svg.querySelector('.at'), texts = [...svg.closest('figure').querySelector('.now').children];
-  const rest = texts.map(text => text.textContent);
+  const rest = texts.map(text => text.textContent), ticks = [...svg.querySelectorAll('.step')], updates = ticks.map(tick => tick.textContent);
+  let shown = curves;
+  const share = (i, step) => axes.axis.value ? seconds(i, step) / (whole || 1) : last > first ? (step - first) / (last - first) : .5;
+  const x = (i, step) => left + (right - left) * share(i, step), y = v => top + (base - top) * (high - Math.max(v, low)) / (high - low);
+  const path = (curve, i) => curve.map(([step, v], k) => v == null ? '' :
+    `${k && curve[k - 1][1] != null ? 'L' : 'M'}${x(i, step).toFixed(1)} ${y(v).toFixed(1)}h0`).join('');
+  const draw = () => {
+    const weight = +axes.smooth.value;
+    shown = weight ? curves.map(curve => smooth(curve, weight)) : curves;
+    svg.querySelectorAll('.curve').forEach((g, i) => {
+      g.querySelector('.smooth')?.remove();
+      const line = g.querySelector('path:not(.band)'), end = shown[i].filter(p => p[1] != null).at(-1), dot = g.querySelector('circle');
+      line.setAttribute('d', path(curves[i], i));
+      line.classList.toggle('raw', weight > 0);
+      if (weight) line.insertAdjacentHTML('afterend', `<path class="smooth" d="${path(shown[i], i)}"/>`);
+      if (end) dot.setAttribute('cx', x(i, end[0])), dot.setAttribute('cy', y(end[1]));
+      const band = g.querySelector('.band');
+      if (band) band.style.display = axes.axis.value || weight ? 'none' : '';
+    });
+    ticks.forEach((tick, k) => tick.textContent = axes.axis.value ? clock(whole * k / (ticks.length - 1 || 1)) : updates[k]);
+  };
+  axes.addEventListener('input', draw);
   const move = event => {
     const at = event.offsetX / svg.clientWidth * svg.viewBox.baseVal.width;
-    const want = first + Math.min(1, Math.max(0, (at - left) / (right - left))) * (last - first);
-    const closer = (a, b) => Math.abs(b[0] - want) < Math.abs(a[0] - want) ? b : a;
-    const near = curves.map(curve => curve.reduce(closer)), step = near.reduce(closer)[0];
-    const x = left + (right - left) * (last > first ? (step - first) / (last - first) : .5);
-    cursor.setAttribute('d', `M${x} ${top}V${base}`);
-    label.setAttribute('x', Math.min(right - 30, Math.max(left + 20, x)));
-    label.textContent = `update ${step}`;
-    texts.forEach((text, i) => text.textContent = fmt(near[i][1]));
+    const gap = i => (a, b) => Math.abs(x(i, b[0]) - at) < Math.abs(x(i, a[0]) - at) ? b : a;
+    const near = shown.map((curve, i) => curve.length ? curve.reduce(gap(i)) : null), i = near.findIndex(p => p), on = x(i, near[i][0]);
+    cursor.setAttribute('d', `M${on} ${top}V${base}`);
+    label.setAttribute('x', Math.min(right - 30, Math.max(left + 20, on)));
+    label.textContent = axes.axis.value ? clock(seconds(i, near[i][0])) : `update ${near[i][0]}`;
+    texts.forEach((text, i) => text.textContent = fmt(near[i]?.[1]));
   };
   const leave = () => {
     cursor.setAttribute('d', '');
@@ -28,6 +62,14 @@ for (const svg of document.querySelectorAll('[data-chart]')) {
   svg.addEventListener('pointerdown', move);
   svg.addEventListener('pointerleave', event => event.pointerType === 'mouse' && leave());
 }
+axes.addEventListener('input', () => {
+  axes.querySelector('output').textContent = axes.smooth.value;
+  try { sessionStorage.setItem('axes', JSON.stringify([axes.axis.value, axes.smooth.value])) } catch {}
+});
+try {  // as it was before the page loaded itself again
+  const kept = JSON.parse(sessionStorage.getItem('axes'));
+  if (kept) [axes.axis.value, axes.smooth.value] = kept, axes.dispatchEvent(new Event('input'));
+} catch {}
 
 // token trace: the same responses in the colours of another quantity or another update
 const data = document.getElementById('data');

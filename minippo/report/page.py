@@ -8,8 +8,8 @@ Standard library only; the page fetches nothing and reads without JavaScript.
     python -m minippo report runs/x runs/y     # writes runs/x/comparison.html
 
 A run folder is data, and may come from anyone: each line is checked as it is read, every text of it reaches the page through
-`_text`, and the page's policy lets no script run but page.js, by its hash.
-Left out: 1. smoothing, because jitter is information at this size; 2. a plotting package: a curve is one SVG path.
+`_text`, and the page's policy lets no script run but page.js, by its hash. Runs that differ in nothing but their seed share a
+colour, and a curve: their mean, in a band of one standard deviation. Left out: a plotting package; a curve is one SVG path.
 """
 
 import json
@@ -19,20 +19,22 @@ import unicodedata
 from base64 import b64encode
 from hashlib import sha256
 from html import escape
-from itertools import groupby
+from itertools import accumulate, groupby
 from operator import itemgetter
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 from ..files.atomic import read_text, write_text
 from ..metrics import GROUPS, metric_of
-from .findings import findings, finite, kl_target, number, series, settings
+from .findings import findings, finite, kl_target, number, settings
 
 _HEADLINES = ("ppo/mean_scores", "objective/kl", "ppo/policy/entropy", "samples/distinct", "ppo/policy/clipfrac",
               "ppo/val/var_explained", "tokens/responses_len_mean", "ppo/loss/policy", "ppo/loss/value")
 _QUANTITIES = {"logprob": "Logprob", "ref_logprob": "Reference logprob", "kl": "KL", "reward": "Reward",
                "value": "Value", "advantage": "Advantage", "return": "Return"}
 _FIRST = "kl"  # what is coloured at first, and without JavaScript
+_ASIDE = {"seed", "out", "quiet", "one_line", "report_every", "save_every", "keep_checkpoints", "keep_best"}
 _SHOWN, _KEPT, _COLOURS = 5, 60, 6  # samples of an update in the table, updates of a response, colours of runs in page.css
 _W, _H, _LEFT, _RIGHT, _TOP, _BASE = 380, 176, 46, 368, 10, 152  # of a chart, in its own units, and of its plot
 _SIGNS = {**{chr(c): chr(0x2400 + c) for c in range(32)}, "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
@@ -44,7 +46,9 @@ class Run(NamedTuple):  # what a run folder says
     config: dict
     metrics: list  # one dict per update, in order
     samples: list  # {"step", "query", "response", "score", ...}
+    evaluated: list  # the same with "eval", which of the responses to the evaluation prompts
     followed: list  # the same with "follow" and "trace"
+    colour: int = 0
 
 
 def _json(text: bytes):
@@ -66,7 +70,8 @@ def _is_sample(row) -> bool:
         return False
     trace = row.get("trace", {name: [] for name in ("token", *_QUANTITIES)})
     columns = [trace.get(name) if isinstance(trace, dict) else None for name in ("token", *_QUANTITIES)]
-    return (isinstance(row.get("parts", {}), dict) and ("trace" not in row or type(row.get("follow")) is int)
+    return (isinstance(row.get("parts", {}), dict) and type(row.get("eval", 0)) is int
+            and ("trace" not in row or type(row.get("follow")) is int)
             and all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
             and all(isinstance(token, str) for token in columns[0]))
 
@@ -94,8 +99,31 @@ def _read_run(run_dir) -> Run:
         raise ValueError(f"{folder / 'config.json'}: expected a run's JSON object of settings, got {text[:60]!r}; mend it")
     if (path := folder / "samples.jsonl").is_file():
         samples = _read_jsonl(path, _is_sample, 'a "step", a "query", a "response" and, if any, a whole "trace"')
-    return Run(folder.resolve().name, config, metrics, [row for row in samples if "trace" not in row],
-               [row for row in samples if "trace" in row])
+    kinds = {kind: [row for row in samples if ("trace" if "trace" in row else "eval" if "eval" in row else "") == kind]
+             for kind in ("", "eval", "trace")}
+    return Run(folder.resolve().name, config, metrics, *kinds.values())
+
+
+def _groups(runs: list) -> list:
+    """The runs in their colours: groups that differ in nothing but their seed and what never reaches the numbers, as given."""
+    groups = {}
+    for run in runs:
+        given = {key: value for key, value in settings(run.config).items() if key not in _ASIDE}
+        groups.setdefault(json.dumps(given, sort_keys=True), []).append(run)
+    return [[run._replace(colour=i % _COLOURS) for run in group] for i, group in enumerate(groups.values())]
+
+
+def _means(group: list, key: str) -> list:
+    """[(step, mean, deviation)] over the runs of a group, at the updates that all of them have; None where one lacks the value."""
+    columns = [{row["step"]: finite(row.get(key)) for row in run.metrics if key in row or key[:5] != "eval/"} for run in group]
+    rows = [(step, [column[step] for column in columns]) for step in columns[0] if all(step in column for column in columns)]
+    return [(step, None if None in values else fmean(values), stdev(values) if len(values) > 1 and None not in values else 0.0)
+            for step, values in rows]
+
+
+def _evenly(rows: list, most: int) -> list:
+    """At most so many of them, evenly apart, the first and the last among them."""
+    return [rows[k] for k in sorted({round(k * (len(rows) - 1) / (most - 1)) for k in range(most)})] if rows else []
 
 
 def _text(text: str, space: str = " ") -> str:
@@ -104,9 +132,15 @@ def _text(text: str, space: str = " ") -> str:
     return escape("".join(hidden.get(c, c) for c in text).replace(" ", space))
 
 
+def _key(groups: list) -> list:
+    """The groups in their colours, each under the name of its first run."""
+    return [f'<b class="name r{group[0].colour}">{_text(group[0].name)}{f", mean of {len(group)}" if len(group) > 1 else ""}</b>'
+            for group in groups]
+
+
 def _names(runs: list) -> list:
     """The names of the runs in their colours; "" where there is only one."""
-    return [f'<b class="name r{i % _COLOURS}">{_text(run.name)}</b>' if len(runs) > 1 else "" for i, run in enumerate(runs)]
+    return _key([[run] for run in runs]) if len(runs) > 1 else [""]
 
 
 def _thin(points: list) -> list:
@@ -139,14 +173,19 @@ def _ticks(low: float, high: float) -> list:
 def _path(points: list, x, y) -> str:
     """The d of an SVG path; None breaks the line, and a lone point becomes a dot (round caps)."""
     stretches = [list(group) for known, group in groupby(points, lambda point: point[1] is not None) if known]
-    return "".join(f"M{'L'.join(f'{x(step):.1f} {y(value):.1f}' for step, value in stretch)}h0" for stretch in stretches)
+    return "".join(f"M{'L'.join(f'{x(step):.1f} {y(value):.1f}' for step, value, *_ in stretch)}h0" for stretch in stretches)
 
 
-def _chart(runs: list, key: str) -> str:
+def _spread(group: list, known: list) -> str:
+    """The deviation of the last of these points of `_means`, where several runs have one."""
+    return f" ± {number(known[-1][2], '.2g')}" if known and len(group) > 1 else ""
+
+
+def _chart(groups: list, key: str) -> str:
     """One metric of all runs as a figure: last values, curves, what healthy looks like; "" where no run has it."""
-    metric = metric_of(key)
-    curves = [_thin([(row["step"], finite(row.get(key))) for row in run.metrics]) for run in runs]
-    values = [value for curve in curves for _, value in curve if value is not None]
+    metric, runs = metric_of(key), [run for group in groups for run in group]
+    curves = [_thin(_means(group, key)) for group in groups]
+    values = [end for curve in curves for _, value, off in curve if value is not None for end in (value - off, value + off)]
     if not values:
         return ""
     targets = {kl_target(run.config) for run in runs} - {None} if key == "objective/kl" else set()
@@ -163,17 +202,20 @@ def _chart(runs: list, key: str) -> str:
     marks = "".join(f'<path class="grid" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/><text class="end" x="{_LEFT - 7}" '
                     f'y="{y(t) + 4:.1f}">{number(t, ".4g")}</text>' for t in _ticks(low, high))
     for step in sorted({first, (first + last) // 2, last}):
-        marks += f'<text class="mid" x="{x(step):.1f}" y="{_H - 6}">{step:,}</text>'
-    for i, (run, curve) in enumerate(zip(runs, curves)):
-        at, value = (series(run.metrics, key) or [(first, None)])[-1]
-        dot = "" if value is None else f'<circle cx="{x(at):.1f}" cy="{y(value):.1f}" r="2.6"/>'
-        marks += f'<g class="curve r{i % _COLOURS}"><path d="{_path(curve, x, y)}"/>{dot}</g>'
-        now += f'<b class="r{i % _COLOURS}" title="{_text(run.name)}">{number(value)}</b>'
-        label += f"; {run.name}: last {number(value)}"
+        marks += f'<text class="mid step" x="{x(step):.1f}" y="{_H - 6}">{step:,}</text>'
+    for group, curve in zip(groups, curves):
+        known = [point for point in curve if point[1] is not None]
+        edges = [(s, v + off) for s, v, off in known] + [(s, v - off) for s, v, off in reversed(known)] if len(group) > 1 else []
+        band = f'<path class="band" d="M{"L".join(f"{x(s):.1f} {y(v):.1f}" for s, v in edges)}Z"/>' if edges else ""
+        dot = "".join(f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="2.6"/>' for s, v, _ in known[-1:])
+        marks += f'<g class="curve r{group[0].colour}">{band}<path d="{_path(curve, x, y)}"/>{dot}</g>'
+        said = number(known[-1][1] if known else None) + _spread(group, known)
+        now += f'<b class="r{group[0].colour}" title="{_text(group[0].name)}">{said}</b>'
+        label += f"; {group[0].name}: last {said}"
     marks += "".join(f'<path class="target" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
                      f'<text class="end" x="{_RIGHT}" y="{y(t) - 5:.1f}">target {number(t)}</text>' for t in sorted(targets))
-    data = {"box": [_LEFT, _RIGHT, _TOP, _BASE], "steps": [first, last],
-            "curves": [[(step, _short(value)) for step, value in curve] for curve in curves]}
+    data = {"box": [_LEFT, _RIGHT, _TOP, _BASE], "steps": [first, last], "range": [low, high],
+            "curves": [[(step, _short(value)) for step, value, _ in curve] for curve in curves]}
     return f"""
 <figure><figcaption><h4>{_text(metric.title)}</h4><span class="now">{now}</span></figcaption>
 <svg viewBox="0 0 {_W} {_H}" role="img" aria-label="{_text(label)}" data-chart="{escape(json.dumps(data))}">
@@ -183,15 +225,32 @@ def _chart(runs: list, key: str) -> str:
 <code>{_text(key)} = {escape(metric.formula)}</code></details></figure>"""
 
 
-def _curves(runs: list) -> str:
-    """The headline curves, and all others folded away, group by group."""
-    logged = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
+def _curves(groups: list) -> tuple:
+    """The headline curves, and all others folded away, kind by kind; and the curves of the evaluations."""
+    logged = dict.fromkeys(key for group in groups for run in group for row in run.metrics for key in row)
     headlines = [_HEADLINES[0], *(key for key in logged if key.startswith("score/")), *_HEADLINES[1:]]
-    groups = {title: "".join(_chart(runs, key) for key in logged if key not in headlines and (metric := metric_of(key))
-                             and metric.group == group) for group, title in GROUPS.items()}
-    others = "".join(f'<h3>{title}</h3><div class="charts">{charts}</div>' for title, charts in groups.items() if charts)
-    return (f'<div class="charts">{"".join(_chart(runs, key) for key in headlines)}</div>'
-            f'<details class="fold"><summary>All other metrics</summary>{others or "<p>None.</p>"}</details>')
+    kinds = {kind: "".join(_chart(groups, key) for key in logged if key not in headlines and (metric := metric_of(key))
+                           and metric.group == kind) for kind in GROUPS}
+    evaluated = kinds.pop("eval")
+    others = "".join(f'<h3>{GROUPS[kind]}</h3><div class="charts">{charts}</div>' for kind, charts in kinds.items() if charts)
+    times = [_evenly([*zip([row[0] for row in seconds], accumulate(row[1] or 0.0 for row in seconds))], 300)
+             for seconds in (_means(group, "seconds") for group in groups)]
+    return (f'<div class="charts" id="headlines" data-times="{json.dumps(times)}">{"".join(_chart(groups, key) for key in headlines)}</div>'
+            f'<details class="fold"><summary>All other metrics</summary>{others or "<p>None.</p>"}</details>'), evaluated
+
+
+def _evaluated(run: Run) -> str:
+    """The same evaluation prompts over the updates: a row for each, a column for each of a few updates."""
+    cells, table = {(row["eval"], row["step"]): row for row in run.evaluated}, ""
+    steps = _evenly(sorted({step for _, step in cells}), _SHOWN)
+    for i, query in sorted({row["eval"]: row["query"] for row in run.evaluated}.items()):
+        table += f'<tr><td><bdi class="query">{_text(query)}</bdi></td>'
+        for row in (cells.get((i, step), {}) for step in steps):
+            score, kl = (number(finite(row.get(key)), ".2f") for key in ("score", "kl"))
+            table += f'<td><bdi>{_text(row.get("response", ""))}</bdi><small>score {score} · KL {kl}</small></td>'
+        table += "</tr>"
+    head = "".join(f'<th scope="col">{title}</th>' for title in ("Prompt", *(f"Update {step}" for step in steps)))
+    return f'<div class="wide"><table class="evals"><tr>{head}</tr>{table}</table></div>'
 
 
 def _samples(run: Run) -> str:
@@ -229,7 +288,7 @@ def _traces(runs: list) -> list:
             grouped.setdefault((at, row["follow"], row["query"], tuple(row["trace"]["token"])), []).append(row)
     traces = []
     for (at, _, query, tokens), rows in grouped.items():
-        kept = [rows[k] for k in sorted({round(k * (len(rows) - 1) / (_KEPT - 1)) for k in range(_KEPT)})]
+        kept = _evenly(rows, _KEPT)
         values = {q: [[_short(v) for v in row["trace"][q]] for row in kept] for q in _QUANTITIES}
         traces.append({"run": at, "query": query, "score": finite(kept[-1].get("score")), "token": tokens,
                        "steps": [row["step"] for row in kept], "rows": len(rows), "values": values})
@@ -279,12 +338,12 @@ blue below zero, orange above</p>{few}
 <div class="traces">{blocks}</div><script type="application/json" id="data">{data}</script>"""
 
 
-def _heads(runs: list) -> str:
-    """The facts: what all runs share once, then the runs with what they differ in, under colours that stay in sight."""
+def _heads(groups: list) -> str:
+    """The facts: what all runs share once, then the groups with what they differ in, under colours that stay in sight."""
     facts, heads = [], ""
-    for run in runs:
+    for run in (run for group in groups for run in group):
         given, target = settings(run.config), kl_target(run.config)
-        seconds = sum(value for _, value in series(run.metrics, "seconds"))
+        seconds = sum(finite(row.get("seconds")) or 0.0 for row in run.metrics)
         told = {"": given.get("model"), "reward": given.get("reward"),
                 "updates": f"{len(run.metrics)} of {given.get('steps', '?')}", "batch": given.get("batch_size"),
                 "learning rate": given.get("learning_rate"), "KL target": target and number(target),
@@ -292,18 +351,23 @@ def _heads(runs: list) -> str:
                 "time": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"}
         facts.append({name: str(value) for name, value in told.items() if value is not None})
     shared = {name: value for name, value in facts[0].items() if all(one.get(name) == value for one in facts)}
-    for name, one in zip(["", *_names(runs)], [shared, *facts]):
-        spans = "".join(f"<span>{k} <b>{_text(v)}</b></span>" for k, v in one.items() if one is shared or k not in shared)
+    for name, size in [("", 0), *zip(_key(groups) if len(facts) > 1 else [], map(len, groups))]:
+        own, facts = ([shared], facts) if not name else (facts[:size], facts[size:])
+        several = {k: ", ".join(dict.fromkeys(one.get(k, "–") for one in own)) for k in own[0] if not name or k not in shared}
+        spans = "".join(f"<span>{k} <b>{_text(v)}</b></span>" for k, v in several.items())
         heads += f'<p class="facts">{name}{spans}</p>' if name or spans else ""
     return heads
 
 
-def _tiles(runs: list) -> str:
+def _tiles(groups: list) -> str:
     """First and last value of the metrics that one looks at first."""
     tiles = ""
     for key in (*_HEADLINES[:5], "tokens/responses_len_mean"):
-        lines = "".join(f'<b class="r{i % _COLOURS}"><span>{number(points[0][1])} → </span>{number(points[-1][1])}</b>'
-                        for i, run in enumerate(runs) if (points := series(run.metrics, key)))
+        lines = ""
+        for group in groups:
+            if known := [point for point in _means(group, key) if point[1] is not None]:
+                lines += (f'<b class="r{group[0].colour}"><span>{number(known[0][1])} → </span>{number(known[-1][1])}'
+                          f'<span>{_spread(group, known)}</span></b>')
         tiles += f"<div><h3>{metric_of(key).title}</h3>{lines}</div>" if lines else ""
     return f'<div class="tiles">{tiles}</div>'
 
@@ -319,7 +383,7 @@ def _configuration(runs: list) -> str:
     head = "".join(f"<th>{name}</th>" for name in ["", *_names(runs)])
     differing = rows[False] and f'<div class="wide"><table class="config"><tr>{head}</tr>{rows[False]}</table></div>'
     shared = f'{"<h3>The same in all</h3>" if len(runs) > 1 else ""}<table class="config">{rows[True]}</table>'
-    return f'<details class="fold"><summary>Configuration</summary>{differing}{shared}</details>'
+    return f'<details class="fold"><summary>Every setting</summary>{differing}{shared}</details>'
 
 
 def _each(runs: list, body) -> str:
@@ -341,25 +405,32 @@ def write_report(run_dir, *more_dirs, out=None, live=0) -> Path:
         runs = [run._replace(name=str(folder)) for run, folder in zip(runs, (run_dir, *more_dirs))]
     again = f'<meta http-equiv="refresh" content="{live}">' if live else ""
     written = f" · updated at {time.strftime('%H:%M:%S')}, looks again every {live} s while the run goes on" if live else ""
+    groups = _groups(runs)
+    runs = [run for group in groups for run in group]
     style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     ours = b64encode(sha256(script.encode()).digest()).decode()
     title = " and ".join(_text(run.name) for run in runs) if len(runs) < 3 else f"{len(runs)} runs"
     found = _each(runs, lambda run: f"<ul><li>{'</li><li>'.join(map(_text, findings(run.metrics, run.config)))}</li></ul>")
     heading = " and ".join(f"<bdi>{_text(run.name)}</bdi>" for run in runs) if len(runs) < 3 else title
-    key = f'<nav class="key">{"".join(_names(runs))}</nav>' if len(runs) > 1 else ""
+    key = f'<nav class="key">{"".join(_key(groups))}</nav>' if len(runs) > 1 else ""
+    curves, evaluated = _curves(groups)
+    evaluated = evaluated and f'<div class="charts">{evaluated}</div>{_each(runs, _evaluated)}'
+    sections = {"Findings": found, "Curves": f'<p class="lead">Under each curve: what a healthy run looks like.</p>{curves}',
+                "Evaluation": evaluated and f'<p class="lead">The same prompts and random numbers each time.</p>{evaluated}',
+                "Samples": f'<p class="lead">Grey is the query, the rest is the policy\'s.</p>{_each(runs, _samples)}',
+                "Token trace": f"""<p class="lead">The same responses, evaluated again under the policy of each shown
+update. The number under a token is its own; · is a space, ⏎ a line end.</p>{_trace(runs)}""", "Configuration": _configuration(runs)}
+    sections = {title: body for title, body in sections.items() if body}
+    contents = "".join(f'<a href="#{title.replace(" ", "-")}">{title}</a>' for title in sections)
+    body = "".join(f'<section id="{title.replace(" ", "-")}"><h2>{title}</h2>{text}</section>' for title, text in sections.items())
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{ours}'">{again}
 <meta name="color-scheme" content="light dark"><title>{title} · minippo</title><style>{style}</style></head>
 <body{' class="several"' if len(runs) > 1 else ""}><main>
-<header><p class="eyebrow">minippo run report{written}</p><h1>{heading}</h1>{_heads(runs)}</header>{key}{_tiles(runs)}
-<section><h2>Findings</h2>{found}</section>
-<section><h2>Curves</h2><p class="lead">Under each curve: what a healthy run looks like.</p>{_curves(runs)}</section>
-<section><h2>Samples</h2><p class="lead">Grey is the query, the rest is the policy's.</p>{_each(runs, _samples)}</section>
-<section><h2>Token trace</h2><p class="lead">The same responses, evaluated again under the policy of each shown
-update. The number under a token is its own; · is a space, ⏎ a line end.</p>{_trace(runs)}</section>
-{_configuration(runs)}</main><script>{script}</script></body></html>"""
+<header><p class="eyebrow">minippo run report{written}</p><h1>{heading}</h1>{_heads(groups)}</header>
+<nav class="contents">{contents}</nav>{key}{_tiles(groups)}{body}</main><script>{script}</script></body></html>"""
     path = Path(out) if out else Path(run_dir) / ("comparison.html" if more_dirs else "report.html")
     write_text(path, page)
     return path

@@ -8,30 +8,15 @@ import math
 import random
 import time
 from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..files.tokenizer import Tokenizer
-from ..ppo import PPOConfig, PPOTrainer
-from ..scoring.rewards import Reward
+from ..ppo import PPOConfig
 from .config import RunConfig, span
-from .data import text_of
-from .evaluate import traces
+from .data import cut, text_of
+from .evaluate import Job, due, score, traces
 from .run_folder import RunState
-
-
-class Job(NamedTuple):
-    """What stays the same during a run."""
-    run: RunConfig
-    config: PPOConfig
-    out: Path
-    prompts: list[list[int]]            # token ids
-    tokenizer: Tokenizer
-    reward: Reward
-    trainer: PPOTrainer
 
 
 @lru_cache(maxsize=2)
@@ -49,7 +34,7 @@ def next_batch(job: Job, taken: int) -> tuple[list[Tensor], list[int]]:
         epoch, at = divmod(i, len(job.prompts))                         # each pass over the prompts is shuffled anew
         prompt = job.prompts[shuffled(len(job.prompts), seed, epoch)[at]]
         if run.query_tokens is not None:
-            prompt = prompt[:rng.randint(*span(run.query_tokens))]
+            prompt = cut(job.tokenizer, prompt, rng.randint(*span(run.query_tokens)))
         queries += [torch.tensor(prompt, device="cpu")] * size
         limits += [rng.randint(*span(run.max_new_tokens)) for _ in range(size)]
     return queries, limits
@@ -64,15 +49,6 @@ def learning_rate(run: RunConfig, config: PPOConfig, step: int) -> float:
     return config.learning_rate * shape[run.lr_schedule]
 
 
-def scored_part(job: Job, response: Tensor) -> Tensor | None:
-    """What of a response is scored: all of it, or up to the token that holds truncate_at; None where that never comes."""
-    if job.run.truncate_at is None:
-        return response
-    texts = [text_of(job.tokenizer, [token]) for token in response.tolist()]
-    end = next((i for i, text in enumerate(texts) if i >= job.run.truncate_after and job.run.truncate_at in text), None)
-    return None if end is None else response[:end + 1]
-
-
 def run_update(job: Job, state: RunState, batch: dict) -> tuple[dict, list[dict]]:
     """One update; returns its line of metrics and the samples to keep. `batch` has what there is of it after an error, too."""
     run, trainer, start = job.run, job.trainer, time.perf_counter()
@@ -84,11 +60,7 @@ def run_update(job: Job, state: RunState, batch: dict) -> tuple[dict, list[dict]
     batch["queries"] = [text_of(job.tokenizer, query) for query in queries]
     generated = trainer.generate(queries, max_new_tokens=limits, temperature=job.config.temperature)
     responses = [response.cpu() for response in generated]
-    batch["responses"] = [text_of(job.tokenizer, response, True) for response in responses]     # without the EOS at its end
-    scored = [scored_part(job, response) for response in responses]
-    texts = [text if part is None else text_of(job.tokenizer, part, True) for text, part in zip(batch["responses"], scored)]
-    scores, batch["parts"] = job.reward.parts(batch["queries"], texts)
-    batch["scores"] = [run.truncate_penalty if part is None else score for part, score in zip(scored, scores)]
+    score(job, responses, batch)
 
     samples = []
     if step == 1:
@@ -104,7 +76,7 @@ def run_update(job: Job, state: RunState, batch: dict) -> tuple[dict, list[dict]
     parts = batch["parts"] if len(batch["parts"]) > 1 else {}
     metrics |= {f"score/{name}": sum(scores) / len(scores) for name, scores in parts.items()}
     metrics |= {name: value for name, value in stats.items() if not isinstance(value, Tensor)}
-    if step in (1, run.steps) or step % run.sample_every == 0:
+    if due(step, run.sample_every, run.steps):
         samples += [{"step": step, "query": batch["queries"][i], "response": batch["responses"][i],
                      "score": batch["scores"][i], "kl": float(stats["objective/kl_dist"][i]),
                      "parts": {name: scores[i] for name, scores in parts.items()}}

@@ -13,6 +13,7 @@ import torch
 
 from ..distributed import default_device
 from ..inputs import require
+from ..metrics import metric_of
 from ..ppo import PPOConfig
 
 
@@ -45,10 +46,11 @@ def span(value: int | tuple[int, int]) -> tuple[int, int]:
 class RunConfig:
     """What a run trains on and what it writes; PPOConfig holds the algorithm."""
     model: str                          # the policy to start from: a public name such as gpt2, a model folder or a run folder
-    prompts: str                        # file of prompts: one a line, or .jsonl objects with "query"
+    prompts: str                        # file of prompts, one a line; .jsonl or .csv with a "query"; or rt-polarity, the folder
     reward: str                         # rule:NAME, model:DIR, module:function, human, or a sum: '0.8*human + 0.2*rule:length'
     out: str                            # the run folder to write
     steps: int = 100                    # updates, of batch_size responses each
+    ref_model: str | None = None        # what KL is measured against, named as a model is; none: the model as it is at the start
     query_tokens: int | tuple[int, int] | None = None    # cut prompts to this many tokens, or MIN MAX to draw it; none: whole
     max_new_tokens: int | tuple[int, int] = 20    # limit of a response in tokens, or MIN MAX to draw it for each
     # truncate and penalise (lm-human-preferences, lm_tasks.py): PPO still trains on the whole response
@@ -62,16 +64,25 @@ class RunConfig:
     sample_every: int = 10              # updates between samples
     samples: int = 3                    # responses shown then
     follow: int = 2                     # responses of the first batch to evaluate again then, token by token
-    report_every: int = 10              # updates between writings of report.html
+    report_every: int = 10              # updates between writings of report.html, sooner where they take a minute and more
+    # evaluation: the same prompts and random numbers each time, so that only the weights count
+    eval_prompts: str | None = None     # file of prompts to evaluate the policy on, all of them each time: a hundred new ones, say
+    eval_every: int = 10                # updates between evaluations
+    eval_samples: int = 1               # responses to each of these prompts
+    keep_best: bool = False             # keep the checkpoint of the best evaluation as best/, beside the newest ones
+    best_metric: str = "eval/objective"     # what best means, the more the better; this one: eval/score - init_kl_coef * eval/kl
+    stop_kl: float | None = None        # end the run, with all saved, once KL has stayed above this for three updates
     one_line: bool = False              # print one line that is rewritten, not a line for each update
     quiet: bool = False                 # print warnings only
     score_everywhere: bool = False      # several processes: own functions score a share on each, not all on the first one
-    device: str | None = None           # cpu, cuda or cuda:1; none: CUDA where there is one
+    device: str | None = None           # cpu, cuda or cuda:1, mps (Apple's GPU, not tested there); none: CUDA where there is one
     dtype: str | None = None            # of the blocks: float32, bfloat16, float16; none: bfloat16 on a GPU, if it can
 
     def __post_init__(self):
         check_types(RunConfig, vars(self))
-        require(self, "steps save_every keep_checkpoints sample_every report_every", "a whole number above 0", lambda n: n > 0)
+        require(self, "steps save_every keep_checkpoints sample_every report_every eval_every eval_samples", "a whole number above 0",
+                lambda n: n > 0)
+        require(self, "stop_kl", "None or a number above 0", lambda x: x > 0, optional=True)
         require(self, "warmup samples follow truncate_after", "a whole number of at least 0", lambda x: x >= 0)
         require(self, "truncate_penalty", "a number that fp32 holds", lambda x: abs(x) < 1e38)
         for name in ("query_tokens", "max_new_tokens"):
@@ -82,6 +93,10 @@ class RunConfig:
             raise ValueError("RunConfig: truncate_at must be a text of some length, or none; an empty one is in every token")
         if self.lr_schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"RunConfig: lr_schedule must be constant, linear or cosine; got {self.lr_schedule!r}")
+        if self.keep_best and self.best_metric.startswith("eval/") and self.eval_prompts is None:
+            raise ValueError(f"RunConfig: keep_best by {self.best_metric} needs eval_prompts, or another best_metric")
+        if metric_of(self.best_metric) is None:
+            raise ValueError(f"RunConfig: best_metric must be a key of metrics.jsonl, such as eval/score, got {self.best_metric!r}")
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -90,7 +105,8 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device(name) if name else default_device()
         torch.empty(1, device=device).tolist()                          # meta has shapes, but no numbers
     except (RuntimeError, AssertionError) as error:
-        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        mps = ["mps"] * torch.backends.mps.is_available()
+        there = ", ".join(["cpu", *mps, *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise ValueError(f"no device {name!r} here; there is {there}") from error
     return device
 
@@ -105,7 +121,8 @@ def pick_dtype(name: str | None) -> torch.dtype | None:
 def differences(old: dict, new: dict) -> list[str]:
     """What a resumed run would compute otherwise than the run that it continues, in words; both as `describe` makes them."""
     # these reach the computation in no way, but for `steps` under a schedule, see open_folder
-    free = "run ppo prompts out steps save_every keep_checkpoints sample_every samples follow report_every one_line quiet score_everywhere".split()
+    free = ("run ppo prompts out steps save_every keep_checkpoints sample_every samples follow report_every one_line quiet "
+            "score_everywhere eval_prompts eval_every eval_samples keep_best best_metric stop_kl").split()
     old, new = ({**record, **record["run"], **record["ppo"]} for record in (old, new))
     names = sorted((old.keys() | new.keys()) - {*free})
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]

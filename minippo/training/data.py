@@ -6,6 +6,7 @@ film reviews; `true_score` labels them, from the text alone. All names in it are
 Fifty reviews:  python -c "from minippo.training.data import *; print(*make_reviews(50, seed=0), sep='\n')"
 """
 
+import csv
 import json
 import os
 import random
@@ -36,10 +37,18 @@ class Review(NamedTuple):
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
+def _files(path):
+    """Return the file of this path; of the folder rt-polarity (Pang and Lee 2005) both: the good texts, the bad ones."""
+    path = Path(os.path.expanduser(path))
+    return [path / "rt-polarity.pos", path / "rt-polarity.neg"] if path.is_dir() else [path]
+
+
 def read_bytes(path: str | Path) -> bytes:
-    """Read a file, or a pipe, which can be read once only; ValueError beyond LARGEST bytes."""
-    with open(os.path.expanduser(path), "rb") as file:
-        raw = file.read(LARGEST + 1)
+    """Read a file, a pipe, which can be read once only, or the folder rt-polarity; ValueError beyond LARGEST bytes."""
+    raw = b""
+    for one in _files(path):
+        with open(one, "rb") as file:
+            raw += file.read(LARGEST + 1)
     if len(raw) > LARGEST:
         raise ValueError(f"{path} has more than {LARGEST // 2**20} MiB, the limit; give a part of it")
     return raw
@@ -66,8 +75,19 @@ def _lines(path, raw=None):
 
 
 def _records(path, raw=None):
-    """Yield ("file, line 3", dict) of a file with one JSON object a line."""
-    for where, line in _lines(path, raw):
+    """Yield ("file, line 3", dict) of a file with one JSON object a line, or of a .csv whose first line names the columns."""
+    lines = _lines(path, raw)
+    if Path(path).suffix.lower() == ".csv":
+        table = csv.DictReader((line + "\n" for _, line in lines), restkey="", strict=True)
+        try:
+            for record in table:
+                if "" in record:
+                    raise csv.Error("more cells than the first line names: a text with a comma in it stands in quotes")
+                yield lines[table.reader.line_num - 1][0], record
+        except csv.Error as error:
+            raise ValueError(f"{lines[table.reader.line_num - 1][0]}: not CSV ({error})") from error
+        return
+    for where, line in lines:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -88,20 +108,18 @@ def _field(record, where, *names):
 
 
 def load_prompts(path: str | Path, raw: bytes | None = None) -> list[str]:
-    """Read prompts: text with one a line, or .jsonl objects with "query", "prompt" or "text".
+    """Read prompts: text with one a line, .jsonl or .csv with "query", "prompt" or "text", or the folder rt-polarity.
 
     Blank lines are skipped, and lines of text lose the white space around them (a space at the end would be a token of its
     own); strings in .jsonl stay as they are. raw: what read_bytes read of it, for a pipe.
     """
-    if (kind := Path(path).suffix.lower()) in (".csv", ".tsv"):
-        raise ValueError(f"{path}: its header and quotes would become prompts; write the column of prompts as text, one a line, or .jsonl")
-    if kind.startswith(".json"):
+    if Path(path).suffix.lower().startswith((".csv", ".json")):
         return [_field(record, where, "query", "prompt", "text") for where, record in _records(path, raw)]
     return [line for _, line in _lines(path, raw)]
 
 
 def load_pairs(path: str | Path) -> list[Pair]:
-    """Read preference pairs: .jsonl objects of "query" (may be ""), "chosen" and "rejected"."""
+    """Read preference pairs: .jsonl or .csv of "query" (may be ""), "chosen" and "rejected"."""
     pairs = []
     for where, record in _records(path):
         query = "" if record.get("query") == "" else _field(record, where, "query")
@@ -114,19 +132,17 @@ def load_pairs(path: str | Path) -> list[Pair]:
 def load_labelled(paths: str | Path | list[str | Path]) -> list[tuple[str, int]]:
     """Read texts with their label, 1 good or 0 bad: [(text, label)].
 
-    paths: a .jsonl file of "text" and "label"; or two text files, good and bad, with one text a line; or the folder that holds
-    rt-polarity.pos and rt-polarity.neg (Pang and Lee 2005).
+    paths: a .jsonl or .csv file of "text" and "label"; or two text files, good and bad, with one text a line; or the folder
+    that holds rt-polarity.pos and rt-polarity.neg.
     """
-    files = [Path(os.path.expanduser(path)) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    if len(files) == 1 and files[0].is_dir():
-        files = [files[0] / "rt-polarity.pos", files[0] / "rt-polarity.neg"]
+    files = [file for path in ([paths] if isinstance(paths, (str, Path)) else paths) for file in _files(path)]
     if len(files) > 2:
-        raise ValueError(f"expected one .jsonl file or folder, or two text files, got {len(files)}")
+        raise ValueError(f"expected one .jsonl or .csv file or folder, or two text files, got {len(files)}")
     labelled = []
     if len(files) == 2:
         labelled = [(line, label) for file, label in zip(files, (1, 0)) for _, line in _lines(file)]
     for where, record in _records(files[0]) if len(files) == 1 else []:
-        if record.get("label") not in (0, 1):
+        if record.get("label") not in (("0", "1") if files[0].suffix.lower() == ".csv" else (0, 1)):
             raise ValueError(f'{where}: expected "label" to be 0 (bad) or 1 (good), got {record.get("label")!r:.60}')
         labelled.append((_field(record, where, "text"), int(record["label"])))
     good = sum(label for _, label in labelled)
@@ -162,92 +178,20 @@ def text_of(tokenizer, tokens, skip_special_tokens: bool = False) -> str:
     return "".join(tokenizer.decode([*run], skip_special_tokens) if known else "\ufffd" * len([*run]) for known, run in runs)
 
 
+def cut(tokenizer, tokens: list[int], most: int) -> list[int]:
+    """The first `most` tokens, fewer where the cut would fall inside a character; more only where the first one is that long."""
+    text = text_of(tokenizer, tokens)
+    counts = [*range(min(most, len(tokens)), 0, -1), *range(most, len(tokens) + 1)]
+    return tokens[:next(n for n in counts if text.startswith(text_of(tokenizer, tokens[:n])))]
+
+
 # --- the built-in reviews: the grammar ---------------------------------------------------------------------------------
 #
-# A rule is "name: option | option"; {name} expands a rule; a repeated option is likelier. A review has a mood, + or -,
-# that every expansion inherits: it chooses between the sides of a rule "name: good <> bad", which has a side "name+: good" alone
-# where the other mood never comes. {!name} expands in the other mood: for contrasts ("..., but ...") and negations ("never
+# A rule of reviews.txt is "name: option | option"; {name} expands a rule; a repeated option is likelier. A review has a mood, + or
+# -, that every expansion inherits: it chooses between the sides of a rule "name: good <> bad", which has a side "name+: good"
+# alone where the other mood never comes. {!name} expands in the other mood: for contrasts ("..., but ...") and negations ("never
 # dull"). The plain single words in rules with a mood are the opinion words, the lexicon of `true_score`; no other word of the
 # grammar has an opinion. About half of the reviews are good, and up to its first opinion word a review does not tell which.
-
-_GRAMMAR = """
-review: {first} | {first} {last} | {first} {middle} | {first} {middle} {last}
-first: {film} {verdict}. | {film} {verdict}. | {film} {verdict}, and {clause}. | {film} {verdict} because {clause}.
-    | {film} {verdict}, {but} {!clause}. | {although} {!clause}, {film} {verdict}. | with its {asset} and its {asset}, {film} {verdict}.
-    | I {loved} {film}. | I was {moved} by {film} because {clause}. | {film} left me {moved}. | {film} left me {moved}, {but} {!clause}.
-    | {clause}, and {clause}.
-middle: {clause}. | {clause}, and {clause}. | {clause}, while {clause}. | {two} are {film_adj} {when}. | it {has}, and {clause}.
-    | {!clause}, {but} {clause}. | {although} {!clause}, {clause}. | {cast}. | {cast}, and {clause}. | I {loved} {any}, and {clause}.
-last: {closing}, it {verdict}. | {closing}, {clause}. | {closing}, I was {moved} by {any}. | {advice}. | {advice}.
-closing: in the end | overall | all in all | on the whole | for me; although: although | even though | while
-but: but | but | yet
-
-film: {this} {genre} | {this} {genre} about {topic} | {director}'s {new} {genre} | {director}'s {genre} about {topic}
-    | {the_new} {genre} by {director} | {this} {genre} with {actor} | {the_new} {genre} with {actor}
-this: this | this | the; the_new: the {new} | this new | this latest; new: new | latest | second | third
-genre: film | film | movie | comedy | thriller | drama | western | musical | romance | war film | horror film | crime story
-topic: a retired detective | two sisters | a bank robbery | a small town | a missing letter | a sailor and his dog | a young pianist
-    | an old lighthouse | a royal wedding | a stolen painting | a long summer | two rival cooks | a family of farmers | a night train
-    | a teacher and her class | an island doctor | a forgotten war | a circus
-director: {first_name} {last_name} | {last_name}; actor: {first_name} {last_name}
-first_name: Ines | Paul | Nora | Hugo | Lena | Omar | Ruth | Ivan | Clara | Leo
-last_name: Calder | Renner | Vance | Marsh | Ortiz | Keller | Moss | Lowe | Doyle | Quinn
-role: the detective | the sheriff | the thief | the mother | the queen | the doctor | the captain | the teacher | the judge
-
-verdict: {is} {film_adj} | {is} {very} {film_adj} {when} | {is} {film_adj} and {film_adj} | is a {truly} {film_adj} {thing}
-    | is a {gem} {when} | is a {treat} for {viewers} | {works} {when} | {has} | {has} | is {either}
-either: {not} {!film_adj} | neither {!film_adj} nor {!film_adj} | {film_adj} {when} | {very} {film_adj}
-thing: piece of work | evening at the cinema | way to spend two hours | picture
-when: from start to finish | from the first scene to the last | in almost every scene | after a quiet first hour | at every turn
-viewers: fans of the genre | the whole family | patient viewers | a young audience | anyone who likes old films
-is: is | is | is | feels; are: are | are | are | feel; not: not | never; very: truly | really | quite | rather
-truly:  |  | truly | really
-
-clause: {story} {is} {how} {story_adj} | {acting} {is} {how} {acting_adj} | {look} {is} {how} {look_adj} | {sound} {is} {how} {sound_adj}
-    | {talk} {is} {how} {talk_adj} | {pace} {is} {how} {pace_adj} | {ending} {is} {how} {ending_adj} | {jokes} {are} {how} {talk_adj}
-    | {sets} {are} {how} {look_adj} | {people} {are} {how} {acting_adj} | {songs} {are} {how} {sound_adj} | {chases} {are} {how} {pace_adj}
-    | {cast} | {any} is {not} {!film_adj} | {any} {shines} {when} | {story} {has} | {talk} {has} | {two} are {film_adj}
-two: both {story} and {acting} | both {talk} and {ending} | both {look} and {sound}
-how:  |  |  | truly | rather | surprisingly
-cast: {actor} is {how} {acting_adj} as {role} | {actor} {shines} as {role} | {actor} plays {role} {with}
-    | the director tells the story {with} | the director handles {any} {with}
-any: {story} | {acting} | {look} | {sound} | {talk} | {pace} | {ending}
-story: the plot | the story | the script | the premise; acting: the acting | the cast | the lead
-look: the camera work | the photography | the lighting | the editing; sound: the score | the music | the soundtrack
-talk: the dialogue | the humour | the writing; pace: the pacing | the direction | the opening
-ending: the ending | the final act | the last scene; jokes: the jokes | the lines | the speeches
-sets: the costumes | the sets | the special effects; people: the characters | the actors | the heroes
-songs: the songs | the tunes; chases: the chases | the fights | the action scenes
-asset: {story_adj} plot | {story_adj} story | {talk_adj} dialogue | {sound_adj} score | {look_adj} photography | {acting_adj} cast
-    | {ending_adj} ending | {pace_adj} pacing | {talk_adj} jokes | {look_adj} costumes
-
-advice: I {gladly} {recommend} it to {viewers} | it is {worth} {price} | I would {gladly} see it again
-    <> I cannot {!recommend} it to {viewers} | it is not {!worth} {price} | I would {hate} to see it again
-price: a ticket | an evening | two hours of a weekend
-has: has {wit} and {wit} | has plenty of {wit} | is full of {wit} <> has no {!wit} | lacks {!wit} | has little {!wit} and no {!wit}
-with: with {wit} | with {wit} and {wit} <> without {!wit} | with little {!wit}
-
-story_adj: clever | gripping | inventive | engaging | original | touching | exciting
-    <> thin | predictable | muddled | confusing | silly | tired | stale
-acting_adj: convincing | superb | brilliant | charming | excellent | magnetic | warm
-    <> wooden | stiff | bland | terrible | lifeless | awkward | unconvincing
-look_adj: beautiful | elegant | striking | stunning | gorgeous | stylish <> ugly | murky | careless | sloppy | drab | cheap
-sound_adj: haunting | lovely | lively | memorable | graceful | stirring <> irritating | intrusive | forgettable | grating | noisy | dreary
-talk_adj: witty | sharp | funny | fresh | hilarious | subtle <> stilted | lame | flat | clumsy | corny | stupid
-pace_adj: brisk | tight | confident | assured | thrilling | fluid <> slow | sluggish | uneven | tedious | hectic | shapeless
-ending_adj: satisfying | moving | powerful | rewarding | perfect <> rushed | disappointing | weak | absurd | hollow
-film_adj: wonderful | delightful | terrific | heartfelt | enjoyable | splendid | great | fascinating
-    <> dull | dreadful | awful | boring | pointless | miserable | poor | annoying
-gem: gem | joy | triumph | delight | success <> mess | bore | failure | disaster | mistake
-treat: treat | pleasure | joy <> chore | trial | disappointment
-works: works | delights | shines | charms | soars <> drags | fails | disappoints | stumbles | bores
-shines: shines | impresses | delights | excels <> disappoints | fails | irritates | struggles
-moved: charmed | moved | delighted | impressed | thrilled | amused <> bored | annoyed | disappointed | irritated | baffled | exhausted
-loved: enjoyed | loved | liked | admired <> disliked | hated | endured | regretted
-gladly+: gladly; hate-: hate; recommend+: recommend; worth+: worth
-wit+: wit | warmth | charm | grace | energy | flair | imagination | heart | style | depth
-"""
-
 
 def _read_grammar(text):
     """Return {name, or name+ and name-: [options]}; a line that begins with a space continues the rule before it."""
@@ -260,7 +204,7 @@ def _read_grammar(text):
     return rules
 
 
-_RULES = _read_grammar(_GRAMMAR)
+_RULES = _read_grammar(Path(__file__).with_name("reviews.txt").read_text(encoding="utf-8"))
 GOOD_WORDS, BAD_WORDS = ({word for name in _RULES if name.endswith(mood) for word in _RULES[name] if word.isalpha()} for mood in "+-")
 _NEGATIONS = {"not", "never", "no", "neither", "nor", "cannot", "without", "lacks", "little"}
 _ONE_THING = ("story", "sound", "ending")          # rules whose options are names of the same thing

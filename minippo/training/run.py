@@ -8,15 +8,17 @@ A run that was killed at any moment continues with resume=True, and then writes 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
 import sys
+import time
 import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Callable, NamedTuple, NoReturn
 
 import torch
 
@@ -24,18 +26,19 @@ from ..distributed import of_each, rank, world_size
 from ..files.atomic import write_json
 from ..files.checkpoint import load_state
 from ..files.tokenizer import load_tokenizer
-from ..policy import GPT2WithValueHead
+from ..policy import GPT2WithValueHead, create_reference_model
 from ..ppo import PPOConfig, PPOTrainer
 from ..report import write_report
 from ..scoring.human import signals_call
 from ..scoring.reward_model import RewardModel
 from ..scoring.rewards import Reward, RewardError, ScoreFn, StopRun, parse_reward
-from .batch import Job, run_update
+from .batch import run_update
 from .config import RunConfig, describe, pick_device, pick_dtype, place, span
-from .data import check_vocabulary, load_prompts, read_bytes
+from .data import check_vocabulary, cut, load_prompts, read_bytes
+from .evaluate import Job, due, evaluate
 from .run_folder import (LOGS, OURS, Log, RunState, check_folder, checkpoints, lock, model_source, open_folder, plain,
                          read_record, save, where_saved)
-from .terminal import Progress, sample_line, say, status_line, warn
+from .terminal import Progress, eval_line, sample_line, say, status_line, warn
 
 
 class Stop:
@@ -99,46 +102,60 @@ def fail(job: Job, batch: dict, error: BaseException) -> NoReturn:
     raise kind(f"update {step}: {text}, then --resume (a changed setting needs --allow-config-change)") from cause
 
 
-def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
+def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop, on_update: Callable[[dict], object] | None) -> Result:
     """Updates until the last one, a signal or a failure: lines for each, and every so often a checkpoint and a report.
 
     A failure before the optimizer's first step leaves the run as before the update, to be saved and resumed; after it, or with
     numbers that are not finite, the newest checkpoint stays as it is.
     """
     run, trainer, failure, batch, moved = job.run, job.trainer, None, {}, []
-    progress, saved = Progress("PPO", run.steps, trainer.steps_done), trainer.steps_done
+    progress, saved, reported = Progress("PPO", run.steps, trainer.steps_done), trainer.steps_done, -math.inf
     trainer.optimizer.register_step_pre_hook(lambda *args: moved.append(True))
 
-    def checkpoint(must: bool) -> None:
+    def checkpoint(must: bool, best: bool = False) -> None:
         nonlocal saved
         try:
-            save(job.out, trainer, state, logs, run.keep_checkpoints)
-            saved = trainer.steps_done
+            save(job.out, trainer, state, logs, None if best else run.keep_checkpoints)
+            saved = saved if best else trainer.steps_done
         except Exception as error:                                      # a full disk, say
             if must:
                 raise OSError(f"update {trainer.steps_done} is not saved: {error}; {where_saved(job.out)}. Make room, then --resume") from error
             warn(f"no checkpoint of update {trainer.steps_done}: {error}; {where_saved(job.out)}")
 
+    def far() -> bool:                                                  # KL has stayed above stop_kl
+        return run.stop_kl is not None and len(state.kls) == 3 and min(state.kls) > run.stop_kl
+
     try:
-        while trainer.steps_done < run.steps and not stop.agreed():
+        while trainer.steps_done < run.steps and not stop.agreed() and not far():
             batch, generator = {}, trainer.generator.get_state()
             metrics, samples = run_update(job, state, batch)
             if metrics["ppo/skipped_nonfinite"]:
                 raise FloatingPointError("the loss is not finite")
             moved.clear()
-            step = metrics["step"]
-            logs["metrics.jsonl"].write([metrics])
-            logs["samples.jsonl"].write(samples)
+            step, state.kls = metrics["step"], [*state.kls, metrics["objective/kl"]][-3:]
+            try:
+                if job.eval_prompts and due(step, run.eval_every, run.steps):
+                    evaluate(job, metrics, samples)
+            finally:
+                logs["metrics.jsonl"].write([metrics])
+                logs["samples.jsonl"].write(samples)
             if run.one_line and not run.quiet:
                 brief = f"score {metrics['ppo/mean_scores']:.3f}, KL {metrics['objective/kl']:.2f}"
                 progress.show(step, brief) if step < run.steps else progress.finish(brief)
             elif not run.quiet:
-                shown = [sample_line(sample) for sample in samples if "trace" not in sample]
+                shown = [sample_line(sample) for sample in samples if not {"trace", "eval"} & sample.keys()]
+                shown += [eval_line(metrics)] if "eval/score" in metrics else []
                 say("\n".join([status_line(metrics, run.steps, progress.seconds_left(step)), *shown]))
+            if run.keep_best and metrics.get(run.best_metric, -math.inf) > state.best.get(run.best_metric, -math.inf):
+                state.best[run.best_metric] = metrics[run.best_metric]
+                checkpoint(must=False, best=True)
             if step % run.save_every == 0 and step < run.steps:
                 checkpoint(must=False)
-            if (step % run.report_every == 0 or step == progress.done + 1) and step < run.steps:
+            if step < run.steps and (step % run.report_every == 0 or time.monotonic() - reported > 60):
                 update_report(job.out, live=30)
+                reported = time.monotonic()
+            if on_update is not None and rank() == 0:
+                on_update(metrics)
     except BaseException as error:                                      # SystemExit, too: what was learnt is saved below
         failure = error
         if batch.get("step") == trainer.steps_done + 1:                 # this update is not done
@@ -146,6 +163,9 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop) -> Result:
     if isinstance(failure, StopRun):                                    # a person at the terminal
         say(f"\n{failure}")
         stop.signum, failure = stop.signum or failure.signum, None
+    if far():
+        warn(f"KL was {', '.join(f'{kl:.3g}' for kl in state.kls)} in the last three updates, above --stop-kl {run.stop_kl:g}: this is "
+             "the end; --resume goes on with --stop-kl none or a larger one")
     if run.one_line and not run.quiet and trainer.steps_done < run.steps:
         progress.write(f"PPO: {trainer.steps_done} of {run.steps} steps are done", last=True)
     if trainer.steps_done > saved and not moved and not isinstance(failure, FloatingPointError):
@@ -162,35 +182,40 @@ def load_reward(spec: str, device: torch.device, dtype: torch.dtype | None, labe
 
 def load_policy(source: str, device: torch.device, dtype: torch.dtype | None) -> tuple:
     """Tokenizer and policy of a model folder or public name; ValueError where they do not fit each other."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* has no value head")               # no model has that was not trained here
+    with warnings.catch_warnings():                                     # PPO begins with a value head of zeros, sampling needs none
+        warnings.filterwarnings("ignore", ".* has no value head")
         tokenizer, model = load_tokenizer(source), GPT2WithValueHead.from_pretrained(source, device, dtype)
     check_vocabulary(tokenizer, model.config.vocab_size, source)
     return tokenizer, model
 
 
 def prepare(run: RunConfig, config: PPOConfig, texts: list[str], source: str, score_fn: ScoreFn | None) -> Job:
-    """Load reward and model. texts: the prompts; source: what to load the policy from."""
+    """Load reward and models. texts: the prompts; source: what to load the policy from."""
     out, device, dtype = Path(run.out), torch.device(run.device), pick_dtype(run.dtype)
     reward = score_fn or load_reward(run.reward, device, dtype, out / "labels.jsonl", run.score_everywhere)
     reward = reward if isinstance(reward, Reward) else Reward([(1.0, run.reward, score_fn)], run.score_everywhere)
     tokenizer, model = load_policy(source, device, dtype)
-    prompts = [tokenizer.encode(text) for text in texts]
-    limit, cut = span(run.max_new_tokens)[1], span(run.query_tokens or sys.maxsize)[1]
-    n, text = max((min(len(tokens), cut), text) for tokens, text in zip(prompts, texts))
+    reference = run.ref_model and load_policy(model_source(run.ref_model, "--ref-model"), device, dtype)[1]
+    limit, longest = span(run.max_new_tokens)[1], span(run.query_tokens or sys.maxsize)[1]
+    eval_texts = load_prompts(run.eval_prompts) if run.eval_prompts else []
+    prompts, eval_prompts = ([tokenizer.encode(text) for text in some] for some in (texts, eval_texts))
+    eval_prompts = [cut(tokenizer, tokens, longest) for tokens in eval_prompts]
+    n, text = max((len(cut(tokenizer, tokens, longest)), text) for tokens, text in zip(prompts + eval_prompts, texts + eval_texts))
     if n + limit > model.config.n_positions:
         raise ValueError(f"the prompt {text!r:.60} comes to {n} tokens, and {n} + {limit} (max_new_tokens) are more than the "
                          f"model's {model.config.n_positions} positions: cut prompts with query_tokens, or lower max_new_tokens")
-    return Job(run, config, out, prompts, tokenizer, reward, PPOTrainer(config, model, tokenizer=tokenizer))
+    trainer = PPOTrainer(config, model, reference and create_reference_model(reference), tokenizer)
+    return Job(run, config, out, prompts, eval_prompts, tokenizer, reward, trainer)
 
 
 def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_change: bool = False,
-          score_fn: ScoreFn | Reward | None = None) -> Result:
+          score_fn: ScoreFn | Reward | None = None, on_update: Callable[[dict], object] | None = None) -> Result:
     """Run PPO as `run` and `config` say, into the folder run.out.
 
     resume: continue the run there from its newest whole checkpoint, or from the beginning if it has none yet.
     allow_config_change: let a resumed run go on with other settings than it was begun with.
     score_fn: (queries, responses) -> scores, or a Reward, in the place of run.reward, which then is only its name.
+    on_update: called after each update with its line of metrics.jsonl, a dictionary of numbers; README has examples.
     SIGINT, SIGTERM, SIGHUP, or a person who stops at the terminal, end it early with everything saved; see Result.
 
     ValueError, OSError: bad settings or files, before the first update; OSError also if the last checkpoint cannot be written.
@@ -214,7 +239,7 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
         talk(f"{run.model} on {run.device}, {len(texts)} prompts, {run.reward}; updates: {job.trainer.steps_done}/{run.steps}")
         with signals_call(stop, always=(signal.SIGINT, signal.SIGTERM)):
             try:
-                result = loop(job, state, logs, stop)
+                result = loop(job, state, logs, stop, on_update)
             finally:
                 update_report(out)
                 for log in logs.values():

@@ -4,6 +4,7 @@
            metrics.jsonl         one object an update
            samples.jsonl         responses with their scores; the followed ones token by token
            checkpoint-000010/    the newest few; each one is a model folder, too
+           best/                 with keep_best, the best one
            labels.jsonl          the ratings of a human reward
            crash-step-000011.json    the batch that stopped the run, if one did
            report.html           all of it to look at
@@ -39,7 +40,7 @@ with suppress(ImportError):
     import msvcrt
 
 CHECKPOINT = re.compile(r"checkpoint-\d{6,}")
-OURS = re.compile(CHECKPOINT.pattern + r"|config\.json|report\.html|crash-step-\d{6,}\.json")      # what a run writes whole
+OURS = re.compile(CHECKPOINT.pattern + r"|best|config\.json|report\.html|crash-step-\d{6,}\.json")      # what a run writes whole
 LOGS = ("metrics.jsonl", "samples.jsonl")
 HELD = WeakSet()                        # lock files of this process; a child that it forks must not keep them locked
 if hasattr(os, "register_at_fork"):
@@ -52,6 +53,8 @@ class RunState:
     prompts_taken: int = 0                                              # where the next batch begins
     followed: list[dict] = field(default_factory=list)                  # {"query": token ids, "response": ..., "score": ...}
     sizes: dict[str, int] = field(default_factory=dict)                 # bytes of each log that belong to the updates so far
+    kls: list[float] = field(default_factory=list)                      # of the last three updates
+    best: dict[str, float] = field(default_factory=dict)                # best_metric -> its best value so far
 
 
 def plain(value):
@@ -183,28 +186,31 @@ def newest_checkpoint(out: Path) -> Path | None:
 
 def where_saved(out: Path) -> str:
     newest = checkpoints(out)[-1:]
-    return f"the newest checkpoint is {newest[0]}" if newest else "there is no checkpoint yet"
+    best = f", the best {out / 'best'}" if (out / "best").exists() else ""
+    return f"the newest checkpoint is {newest[0]}{best}" if newest else "there is no checkpoint yet"
 
 
-def model_source(name: str) -> str:
+def model_source(name: str, flag: str = "--model") -> str:
     """What to load for this name: of a run's folder the newest checkpoint, else the folder or public name itself."""
-    path = place(name, "--model")
+    path = place(name, flag)
     newest = newest_checkpoint(path)
     if newest is None and (path / "metrics.jsonl").exists() and not (path / "model.safetensors").exists():
-        raise ValueError(f"--model: {name} is the folder of a run without a checkpoint yet")
+        raise ValueError(f"{flag}: {name} is the folder of a run without a checkpoint yet")
     return str(newest or (path if name.startswith("~") else name))
 
 
-def save(out: Path, trainer: PPOTrainer, state: RunState, logs: dict[str, Log], keep: int) -> None:
-    """Write a checkpoint, then remove the oldest; OSError leaves the old ones as they were. The first process does it."""
+def save(out: Path, trainer: PPOTrainer, state: RunState, logs: dict[str, Log], keep: int | None) -> None:
+    """Write a checkpoint, then remove the oldest; OSError leaves the old ones as they were. keep: how many; None: write best/.
+
+    Of several processes the first one does it."""
     if rank() > 0:
         return
     state.sizes = {name: log.write([], sync=True) for name, log in logs.items()}    # before the checkpoint that counts on them
-    folder = out / f"checkpoint-{trainer.steps_done:06d}"
+    folder = out / (f"checkpoint-{trainer.steps_done:06d}" if keep else "best")
     if not (out / "config.json").exists():
         warn(f"{out} was moved or removed during the run: {folder} is new there; move it to where the run is, to --resume")
     save_state(folder, trainer, asdict(state))
-    for old in checkpoints(out)[:-keep]:
+    for old in checkpoints(out)[:-keep] if keep else []:
         if old.is_symlink():                                            # it was moved to another disk and linked back
             warn(f"the link {old} is removed, the checkpoint that it points to is not: {os.readlink(old)}")
         os.rename(old, beside(old, "tmp"))                              # in one step: half a checkpoint is never seen

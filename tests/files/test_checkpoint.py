@@ -66,6 +66,21 @@ def test_loading_within_a_callers_modes_changes_nothing(tmp_path, mode):
     assert run(straight, 1) == run(resumed, 1) and same(straight.model, resumed.model)
 
 
+def test_what_is_frozen_is_stored_once(tmp_path):
+    """The embeddings are the reference's to the bit: a checkpoint has them once, and both models have them again."""
+    def frozen(seed: int) -> PPOTrainer:
+        policy = make_policy(seed=seed)
+        policy.transformer.wte.requires_grad_(False)
+        return PPOTrainer(CONFIG, policy)
+    trainer, again = frozen(0), frozen(9)
+    run(trainer, 1)
+    trainer.save_checkpoint(tmp_path / "ck")
+    stored = read_safetensors(tmp_path / "ck" / "trainer.safetensors")
+    assert "ref_model.transformer.wte.weight" not in stored and "ref_model.transformer.wpe.weight" in stored
+    again.load_checkpoint(tmp_path / "ck")
+    assert same(again.model, trainer.model) and same(again.ref_model, trainer.ref_model) and run(again, 1) == run(trainer, 1)
+
+
 def test_another_optimizer_or_scheduler_is_refused_before_anything_changes(tmp_path):
     trainer = trainer_of()
     run(trainer, 1)
@@ -314,7 +329,7 @@ def test_what_a_checkpoint_holds(tmp_path):
     """State alone: no configuration, no temperature, no EOS of a sampling that is over."""
     trainer_of().save_checkpoint(tmp_path / "ck")
     state = unpack(json.loads((tmp_path / "ck" / "trainer.json").read_text()), read_safetensors(tmp_path / "ck" / "trainer.safetensors"))
-    assert sorted(state) == ["extra", "identity", "kl_coef", "lr_scheduler", "moments", "optimizer", "steps_done"]
+    assert sorted(state) == ["extra", "identity", "kl_coef", "lr_scheduler", "moments", "optimizer", "shared", "steps_done"]
 
 
 def test_settings_stay_those_of_the_trainer_that_loads(tmp_path):

@@ -100,8 +100,9 @@ def test_explained_variance_of_noise_is_said_to_explain_nothing():
     """From the rollout's values it is a little below 0 on scores of pure noise, and 0.1 where something is predicted."""
     (line,) = findings(run_of(ppo__val__var_explained=lambda s: -0.05), CONFIG)
     assert line.startswith("Explained variance negative late (mean −0.05") and "the score is noise to the values" in line
-    (line,) = findings(run_of(ppo__val__var_explained=lambda s: 0.1), CONFIG)
-    assert line.startswith("Nothing unusual")
+    for little in (0.1, -5e-6):                                         # the second is rounding
+        (line,) = findings(run_of(ppo__val__var_explained=lambda s: little), CONFIG)
+        assert line.startswith("Nothing unusual")
     (line,) = findings(run_of(ppo__val__var_explained=lambda s: 0.04, ppo__mean_scores=lambda s: s % 2), CONFIG)
     assert ". To the values it is noise: explained variance 0.04. Read" in line       # what 40 updates of N(0, 1) scores gave
 

@@ -74,11 +74,16 @@ def test_the_page_is_well_formed_and_holds_the_runs_numbers(tmp_path):
     assert "last 1.49" in next(c["aria-label"] for c in charts if c["aria-label"].startswith("Score by"))
 
 
+def own_places(page: Page) -> list:
+    """Where a link may lead: to a section of the page."""
+    return [f"#{attrs['id']}" for tag, attrs in page.tags if tag == "section"]
+
+
 def test_the_page_fetches_nothing(tmp_path):
     """No address, no source, no import; and its own content policy would refuse one."""
     path = write_report(make_run(tmp_path))
     page, text = Page(path), path.read_text(encoding="utf-8")
-    assert not page.having("src") and not page.having("href")
+    assert not page.having("src") and own_places(page) == [attrs["href"] for attrs in page.having("href")]
     assert not re.search(r"https?:|url\(|@import|fetch\(|XMLHttp|import\(", text)
     assert any(tag.get("content", "").startswith("default-src 'none'") for _, tag in page.tags)
 
@@ -125,8 +130,9 @@ def test_a_crafted_run_folder_runs_no_script(tmp_path):
     paths = [write_report(crafted(tmp_path / name)), write_report(crafted(tmp_path / "a" / name), crafted(tmp_path / "b" / ("<u>" + name)))]
     for path in paths:
         page, script = Page(path), Path(report.__file__).with_name("page.js").read_text(encoding="utf-8")
-        assert not {tag for tag, _ in page.tags} & {"img", "u", "iframe", "object", "a", "base"}
-        assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name in ("src", "href", "srcdoc")]
+        assert not {tag for tag, _ in page.tags} & {"img", "u", "iframe", "object", "base"}
+        assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name in ("src", "srcdoc")]
+        assert own_places(page) == [attrs["href"] for attrs in page.having("href")]
         assert [text == script for text in page.scripts] == [False, True] and "<" not in page.scripts[0]
         (policy,) = [tag["content"] for tag in page.having("content") if "default-src" in tag["content"]]
         digest = b64encode(sha256(script.encode()).digest()).decode()
@@ -140,7 +146,7 @@ def test_a_crafted_run_folder_runs_no_script(tmp_path):
     *[("metrics", json.dumps({"step": step})) for step in ("<img src=x onerror=alert(1)>", None, True, 1.5, -1, 10**400, 2**53, [1])],
     ("metrics", '{"step": ' + "9" * 5000 + "}"), ("metrics", "[" * 100_000),
     *[("samples", json.dumps({"step": 1, "query": "q", "response": "r", **changed})) for changed in (
-        {"step": "<img>"}, {"query": None}, {"response": ["r"]}, {"parts": [1]}, {"parts": None}, {"trace": None}, {"trace": {}},
+        {"step": "<img>"}, {"eval": "<img>"}, {"query": None}, {"response": ["r"]}, {"parts": [1]}, {"parts": None}, {"trace": None}, {"trace": {}},
         {"trace": followed(1)["trace"]}, {**followed(1), "follow": "<img>"}, {**followed(1), "trace": {**followed(1)["trace"], "kl": [1]}},
         {**followed(1), "trace": {**followed(1)["trace"], "token": [1] * 6}}, {**followed(1), "trace": {"token": TOKENS}})],
     ("samples", '{"step": 1}'), ("samples", '{"text": "good", "label": 1}'), ("samples", "42"),
@@ -309,11 +315,56 @@ def test_six_runs_say_once_what_they_share_and_their_names_stay(tmp_path):
     assert page.texts.count("0.8*model:rm + 0.2*rule:length") == 1 and page.texts.count("6 runs") == 1
     assert [page.texts.count(f"0.00{k}") for k in range(1, 6)] == [2] * 5          # the head, the table of differences
     assert len([tag for tag in page.having("class") if tag["class"] == "differs"]) == 1
-    (key,) = [at for at, (tag, _) in enumerate(page.tags) if tag == "nav"]
+    (key,) = [at for at, (tag, attrs) in enumerate(page.tags) if tag == "nav" and attrs["class"] == "key"]
     assert [attrs["class"] for _, attrs in page.tags[key + 1:key + 7]] == [f"name r{k}" for k in range(6)]
     style = Path(report.__file__).with_name("page.css").read_text()
     assert ".key { position: sticky; top: 0" in style
     assert "nowrap" not in re.search(r"\nh4 \{.*\}", style)[0] and "ellipsis" not in re.search(r"\nfigcaption \{.*\}", style)[0]
+
+
+def test_runs_that_differ_in_their_seed_are_one_curve_of_means_with_its_spread(tmp_path):
+    """Scores 1, 2, 6 at the last common update: mean 3, variance (4 + 1 + 9) / 2 = 7; the fourth run is of another configuration."""
+    seeds = [make_run(tmp_path / f"s{k}", run_of(22 - k, ppo__mean_scores=lambda step, k=k: {20: (1.0, 2.0, 6.0)[k]}.get(step, 0.0)),
+                      config={**CONFIG, "seed": k, "run": {"out": f"s{k}", "quiet": k == 1}}) for k in range(3)]
+    page = Page(write_report(*seeds[:2], make_run(tmp_path / "other", config={**CONFIG, "steps": 30}), seeds[2]))
+    score = next(c for c in page.having("data-chart") if c["aria-label"].startswith("Score by"))
+    assert score["aria-label"].endswith("s0: last 3 ± 2.6; other: last 1.49")
+    assert json.loads(score["data-chart"])["curves"][0] == [[step, 3.0 if step == 20 else 0.0] for step in range(1, 21)]
+    assert len([tag for tag in page.having("class") if tag["class"] == "band"]) == len(page.having("data-chart"))
+    key = next(at for at, (tag, attrs) in enumerate(page.tags) if attrs.get("class") == "key")
+    assert [attrs["class"] for _, attrs in page.tags[key + 1:key + 3]] == ["name r0", "name r1"]
+    assert "s0, mean of 3" in page.texts and "0, 1, 2" in page.texts
+    cards = [attrs["class"] for at, (tag, attrs) in enumerate(page.tags) if page.tags[at - 1][1].get("class") == "run"][:4]
+    assert cards == ["name r0"] * 3 + ["name r1"]                      # the seeds of one stand together, and share a colour
+    high = json.loads(score["data-chart"])["range"][1]
+    assert high == pytest.approx(5.646 + 0.06 * (5.646 - min(0.0, -0.5)), abs=0.2)     # 3 + sqrt(7): the band is inside
+
+
+def test_the_time_axis_has_the_seconds_of_all_updates(tmp_path):
+    """Two seconds an update; of a long run at most 300 places, the last among them."""
+    page = Page(write_report(make_run(tmp_path / "a", run_of(1000)), make_run(tmp_path / "b", config={**CONFIG, "steps": 7})))
+    long, short = json.loads(next(iter(page.having("data-times")))["data-times"])
+    assert short == [[step, 2.0 * step] for step in range(1, 21)]
+    assert len(long) == 300 and long[0] == [1, 2.0] and long[-1] == [1000, 2000.0]
+
+
+def test_an_evaluation_is_laid_over_the_updates(tmp_path):
+    """A row for each prompt, a column for each of at most five updates, the first and the last among them; and its curves."""
+    metrics = [row | ({"eval/score": row["step"] / 10, "eval/kl": 1.0} if row["step"] % 2 else {}) for row in run_of()]
+    samples = [{"step": step, "eval": i, "query": f"<q{i}>", "response": f"r{i} at {step}", "score": step, "kl": 0.5}
+               for step in range(1, 20, 2) for i in range(2)]
+    page = Page(write_report(make_run(tmp_path / "x", metrics, samples)))
+    assert page.texts.count("<q0>") == page.texts.count("<q1>") == 1
+    assert [text for text in page.texts if text.startswith("Update ")][-5:] == [f"Update {step}" for step in (1, 5, 9, 15, 19)]
+    assert "r1 at 15" in page.texts and "r1 at 11" not in page.texts and "None written." in page.texts     # ordinary samples
+    chart = next(json.loads(c["data-chart"]) for c in page.having("data-chart") if c["aria-label"].startswith("Evaluation: score"))
+    assert chart["curves"] == [[[step, step / 10] for step in range(1, 20, 2)]]        # no gap between evaluations
+    assert "#Evaluation" in own_places(page) and "#Evaluation" not in own_places(Page(write_report(make_run(tmp_path / "y"))))
+
+
+def test_the_contents_lead_to_every_section(tmp_path):
+    page = Page(write_report(make_run(tmp_path)))
+    assert own_places(page) == ["#Findings", "#Curves", "#Samples", "#Token-trace", "#Configuration"]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):

@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from minippo.ppo import PPOConfig
-from minippo.training.batch import Job, learning_rate, next_batch, scored_part
+from minippo.training.batch import learning_rate, next_batch
 from minippo.training.config import RunConfig
+from minippo.training.evaluate import Job, scored_part
 
 
 def test_queries_are_cut_and_each_pass_takes_every_prompt_once(tmp_path):
     """8 prompts of 5 tokens, batches of 4: two updates are one pass."""
     prompts = [[i, 1, 2, 3, 4] for i in range(8)]
     run = RunConfig("", "", "", "", query_tokens=(2, 4), max_new_tokens=(3, 6))
-    job = Job(run, PPOConfig(batch_size=4), tmp_path, prompts, None, None, None)
+    tokenizer = SimpleNamespace(vocab_size=256, decode=lambda tokens, skip_special_tokens: "".join(map(chr, tokens)))
+    job = Job(run, PPOConfig(batch_size=4), tmp_path, prompts, [], tokenizer, None, None)
     batches = [next_batch(job, taken) for taken in (0, 4, 8, 12)]
     firsts = [int(query[0]) for queries, _ in batches for query in queries]
     assert sorted(firsts[:8]) == sorted(firsts[8:]) == list(range(8)) and firsts[:8] != firsts[8:]
@@ -26,12 +28,19 @@ def test_queries_are_cut_and_each_pass_takes_every_prompt_once(tmp_path):
 
 def test_each_prompt_is_drawn_once_and_answered_by_its_whole_group(tmp_path):
     """Batches of 6 in groups of 3 take 2 prompts each; limits are drawn for each response."""
-    job = Job(RunConfig("", "", "", "", query_tokens=(1, 5), max_new_tokens=(1, 99)), PPOConfig(batch_size=6, group_size=3, advantage="rloo"),
-              tmp_path, [[i, 1, 2, 3, 4] for i in range(8)], None, None, None)
+    job = Job(RunConfig("", "", "", "", max_new_tokens=(1, 99)), PPOConfig(batch_size=6, group_size=3, advantage="rloo"),
+              tmp_path, [[i, 1, 2, 3, 4] for i in range(8)], [], None, None, None)
     batches = [next_batch(job, taken) for taken in (0, 2, 4, 6)]
     assert all(torch.equal(queries[i], queries[i - i % 3]) for queries, _ in batches for i in range(6))
     assert sorted(int(queries[i][0]) for queries, _ in batches for i in (0, 3)) == list(range(8))
     assert len(set(batches[0][1])) > 2
+
+
+def test_queries_are_cut_between_characters(tmp_path):
+    """A token is a byte; é has two."""
+    tokenizer = SimpleNamespace(vocab_size=256, decode=lambda tokens, skip_special_tokens: bytes(tokens).decode("utf-8", "replace"))
+    job = Job(RunConfig("", "", "", "", query_tokens=2), PPOConfig(batch_size=1), tmp_path, [list("né".encode())], [], tokenizer, None, None)
+    assert [bytes(query.tolist()) for query in next_batch(job, 0)[0]] == [b"n"]
 
 
 @pytest.mark.parametrize("text, after, part", [

@@ -32,12 +32,6 @@ def test_prompts_of_a_text_file(tmp_path):
     assert load_prompts(path) == ["This film", "Étrange, <|endoftext|>", "last"]
 
 
-@pytest.mark.parametrize("name", ["prompts.csv", "prompts.TSV"])
-def test_a_table_is_not_taken_for_prompts(tmp_path, name):
-    with pytest.raises(ValueError, match=f"{name}: its header and quotes would become prompts; write the column"):
-        load_prompts(write(tmp_path / name, "prompt,label", '"This film, I",1'))
-
-
 def test_prompts_that_are_not_utf8(tmp_path):
     """0xE9 is e with an acute in ISO-8859-1; 0x85 is the ellipsis of cp1252, and ends no line."""
     path = tmp_path / "prompts.txt"
@@ -52,6 +46,23 @@ def test_only_a_newline_ends_a_prompt(tmp_path):
 def test_prompts_of_jsonl_in_any_of_three_fields_as_they_are(tmp_path):
     path = write(tmp_path / "p.jsonl", {"query": "a "}, "", {"prompt": "b"}, {"text": "c\nd", "id": 3})
     assert load_prompts(path) == ["a ", "b", "c\nd"]
+
+
+def test_prompts_of_a_csv_and_of_the_folder_rt_polarity(tmp_path):
+    """Any of the three columns; a text in quotes may hold commas, quotes and a line end."""
+    path = write(tmp_path / "p.csv", "id,query", '1,"a film, ""good"""', "2,b", '3,"c', 'd"')
+    assert load_prompts(path) == ['a film, "good"', "b", "c\nd"]
+    write(tmp_path / "rt-polarity.pos", "fine "), write(tmp_path / "rt-polarity.neg", "poor")
+    assert load_prompts(tmp_path, data.read_bytes(tmp_path)) == ["fine", "poor"]
+
+
+@pytest.mark.parametrize("line, problem", [
+    ("1,a film, good", "line 2: not CSV .more cells than the first line names"), ('1,"a"b', "line 2: not CSV"), ("1", "line 2: expected a text")])
+def test_a_bad_line_of_a_csv_is_named(tmp_path, line, problem):
+    with pytest.raises(ValueError, match=f"p.csv, {problem}"):
+        load_prompts(write(tmp_path / "p.csv", "id,query", line))
+    with pytest.raises(ValueError, match="expected a text under .*fields: id, question"):
+        load_prompts(write(tmp_path / "p.csv", "id,question", "1,why"))
 
 
 def test_a_very_long_prompt_is_a_prompt(tmp_path):
@@ -112,11 +123,14 @@ def test_bad_pairs(tmp_path, record, problem):
         load_pairs(write(tmp_path / "pairs.jsonl", record))
 
 
-def test_labelled_texts_in_three_forms(tmp_path):
+def test_labelled_texts_in_four_forms(tmp_path):
     expected = [("fine", 1), ("poor", 0)]
     good, bad = write(tmp_path / "rt-polarity.pos", "fine "), write(tmp_path / "rt-polarity.neg", "poor")
     records = write(tmp_path / "l.jsonl", {"text": "fine", "label": 1}, {"text": "poor", "label": 0})
     assert load_labelled(records) == load_labelled([records]) == expected
+    assert load_labelled(write(tmp_path / "l.csv", "label,text", "1,fine", "0,poor")) == expected
+    with pytest.raises(ValueError, match="line 2: .*0 .bad. or 1 .good."):
+        load_labelled(write(tmp_path / "l.csv", "label,text", "2,fine"))
     assert load_labelled([good, bad]) == load_labelled(str(tmp_path)) == expected
 
 

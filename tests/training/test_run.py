@@ -14,6 +14,7 @@ import time
 import warnings
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from minippo.policy import GPT2WithValueHead
 from minippo.ppo import PPOConfig, PPOTrainer
 from minippo.scoring.rewards import Reward, RewardError, StopRun
 from minippo.training import batch as batch_module
-from minippo.training import run_folder
+from minippo.training import evaluate, run_folder
 from minippo.training.config import RunConfig
 from minippo.training.run import train
 from minippo.files.safetensors import read_safetensors
@@ -47,14 +48,15 @@ def write_model(folder: Path) -> None:
     (folder / "prompts.txt").write_text("\n".join(REVIEWS))
 
 
-def start(base: Path, out: Path, resume: bool = False, allow_config_change: bool = False, score_fn=None, **changes):
+def start(base: Path, out: Path, resume: bool = False, allow_config_change: bool = False, score_fn=None, on_update=None,
+          **changes):
     """train() with small settings, and `changes` to the fields of both configurations."""
     values = dict(model=str(base / "model"), prompts=str(base / "prompts.txt"), reward="rule:length=2 + 0.5*rule:no_repeat",
                   out=str(out), steps=4, query_tokens=(1, 3), max_new_tokens=(2, 5), save_every=1, sample_every=2, follow=1,
                   lr_schedule="linear", warmup=1, quiet=True, device="cpu", batch_size=4, mini_batch_size=2, ppo_epochs=2,
                   learning_rate=0.01, target=0.1, horizon=50, use_score_scaling=True, use_score_norm=True) | changes
     run, config = ({f.name: values[f.name] for f in fields(cls) if f.name in values} for cls in (RunConfig, PPOConfig))
-    return train(RunConfig(**run), PPOConfig(**config), resume, allow_config_change, score_fn)
+    return train(RunConfig(**run), PPOConfig(**config), resume, allow_config_change, score_fn, on_update)
 
 
 def lines(path: Path) -> list[dict]:
@@ -192,6 +194,15 @@ def test_the_report_looks_again_while_the_run_goes_on_and_not_afterwards(base, t
     assert written == [(1, 30), (2, 30), (4, 0), (5, 30), (6, 30), (7, 0)]
 
 
+def test_the_report_of_slow_updates_is_written_more_often(base, tmp_path, monkeypatch):
+    """An update takes 40 seconds: the second report comes with the third update, after 80 of them, the third with the fifth."""
+    now, written = [0.0], []
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(run_module, "write_report", lambda out, live: written.append(len(lines(out / "metrics.jsonl"))))
+    start(base, tmp_path, steps=6, report_every=100, on_update=lambda line: now.append(now.pop() + 40))
+    assert written == [1, 3, 5, 6]
+
+
 def test_samples_and_updates_are_printed(base, tmp_path, capsys):
     start(base, tmp_path, steps=1, quiet=False)
     printed = capsys.readouterr().out
@@ -220,7 +231,7 @@ def test_one_line_for_the_whole_run(base, tmp_path, capsys):
 def test_truncate_and_penalise(base, tmp_path, monkeypatch):
     """Every second response is cut to its first token before it is scored, the others have no end and score -7."""
     cuts, seen = iter([1, None] * 2), []
-    monkeypatch.setattr(batch_module, "scored_part", lambda job, response: None if (n := next(cuts)) is None else response[:n])
+    monkeypatch.setattr(evaluate, "scored_part", lambda job, response: None if (n := next(cuts)) is None else response[:n])
 
     def score_fn(queries, responses):
         seen.extend(responses)
@@ -611,6 +622,14 @@ def test_what_a_reward_sets_in_torch_changes_nothing(base, tmp_path, mode):
     finally:
         torch.set_default_dtype(torch.float32), torch.set_default_device(None)
     assert history(tmp_path / "set") == history(tmp_path / "plain")
+
+
+def test_a_run_that_ends_before_its_first_update_names_no_report(base, tmp_path, capsys):
+    def stop(queries, responses):
+        raise StopRun("stopped at the terminal")
+    assert start(base, tmp_path / "x", score_fn=stop, quiet=False).steps_done == 0
+    said = capsys.readouterr().out
+    assert "there is no checkpoint yet" in said and "the report is" not in said
 
 
 def test_a_reward_may_come_as_an_object_of_parts(base, tmp_path):
