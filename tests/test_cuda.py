@@ -1,16 +1,24 @@
-"""The same promises on a GPU; skipped where there is none."""
+"""The same promises on a GPU; where there is none, on tests/fakecuda.py."""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from conftest import make_policy, make_ragged
+from fakecuda import FakeCuda
 from minippo.check import run_checks
 from minippo.generation import _decoders
 from minippo.policy import create_reference_model, response_logprobs
 from minippo.ppo import PPOConfig, PPOTrainer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 QUERIES = make_ragged([3, 9, 1, 5])
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+    with nullcontext() if torch.cuda.is_available() else FakeCuda() as gpu:
+        yield gpu
 
 
 def on_gpu(**kwargs):
