@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..files.tokenizer import Tokenizer
+from ..inputs import check_tokens
 from ..ppo import PPOConfig, PPOTrainer
 from ..scoring.rewards import Reward
 from .config import RunConfig, span
@@ -85,7 +86,7 @@ def run_update(job: Job, state: RunState, batch: dict) -> tuple[dict, list[dict]
     queries, limits = next_batch(job, state.prompts_taken)
     batch["queries"] = [text_of(job.tokenizer, query) for query in queries]
     generated = trainer.generate(queries, max_new_tokens=limits, temperature=job.config.temperature)
-    responses = [response.cpu() for response in generated]
+    responses = check_tokens("responses", generated, trainer.model.config.vocab_size)           # on the CPU, by one copy for all
     batch["responses"] = [text_of(job.tokenizer, response, True) for response in responses]     # without the EOS at its end
     scored = [scored_part(job, response) for response in responses]
     texts = [text if part is None else text_of(job.tokenizer, part, True) for text, part in zip(batch["responses"], scored)]

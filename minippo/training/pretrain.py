@@ -87,12 +87,12 @@ def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfi
     progress, losses = Progress("pretraining", config.steps), []
     for step, batch in enumerate(order.split(config.batch_size)):
         loss = rows_loss(model, stream, starts[batch], config.block_size)
-        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())                                 # a host sync: with the backward pass under way already
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(f"pretrain: the loss is {losses[-1]} at step {step + 1}; lower learning_rate")
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, config)
-        optimizer.zero_grad()
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)    # the first steps of a fresh model are steep
         optimizer.step()
         progress.show(step + 1, f"loss {losses[-1]:.3f}")

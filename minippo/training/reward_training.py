@@ -120,13 +120,13 @@ def train(model: RewardModel, examples: list[Example], config: RewardModelConfig
     progress = Progress("reward model", len(schedule))
     for step, batch in enumerate(schedule):
         scores = model([tokens for i in batch for tokens in sequences[i]]).view(len(batch), -1)
-        labels = torch.tensor([training[i].label for i in batch], device=model.device)
+        labels = torch.tensor([training[i].label for i in batch]).to(model.device, non_blocking=model.device.type == "cuda")
         loss = preference_loss(scores, labels)[0].mean()
-        if not math.isfinite(value := loss.item()):
-            raise FloatingPointError(f"reward model: the loss is {value} at step {step + 1}; lower learning_rate")
-        optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / len(schedule))
         optimizer.zero_grad()
         loss.backward()
+        if not math.isfinite(value := loss.item()):                # a host sync: with the backward pass under way already
+            raise FloatingPointError(f"reward model: the loss is {value} at step {step + 1}; lower learning_rate")
+        optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - step / len(schedule))
         optimizer.step()
         progress.show(step + 1, f"loss {value:.3f}")
 
