@@ -312,4 +312,4 @@ if __name__ == "__main__":
     sys.argv, run = (sys.argv[2:], runpy.run_module) if sys.argv[1] == "-m" else (sys.argv[1:], runpy.run_path)
     with FakeCuda() as gpu:
         gpu.stack.callback(lambda: print(gpu.report(), file=sys.stderr))
-        run(sys.argv[0], run_name="__main__", alter_sys=True)
+        run(sys.argv[0], run_name="__main__")

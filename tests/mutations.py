@@ -236,7 +236,7 @@ MUTATIONS = [
              'self.kl_controller.update(stats["objective/kl"], config.batch_size)',
              "controller counts another number of responses"),
     Mutation("metrics.py", "kl = torch.where(mask, logprobs - ref_logprobs, 0.0).sum(1)",
-             "kl = torch.where(mask, batch.logprobs - batch.ref_logprobs, 0.0).mean(1)",
+             "kl = torch.where(mask, logprobs - ref_logprobs, 0.0).mean(1)",
              "KL per token, not per response"),
     Mutation("ppo.py", "            self.lr_scheduler.step()\n", "            pass\n", "the schedule stands still"),
     Mutation("ppo.py", "            moments.update(scores)\n", "            scores = scores if config.score_clip is None else scores.clamp(-config.score_clip, config.score_clip)\n"
@@ -244,7 +244,7 @@ MUTATIONS = [
     Mutation("inputs.py", "scores[i, len(response) - 1]).sub_",
              "scores[i, -1]).sub_", "the penalty for a missing EOS falls on padding"),
     Mutation("metrics.py", "+ non_score_reward.sum(1)).mean(),",
-             "- batch.non_score_reward.sum(1)).mean(),", "score_total adds the KL penalty with the wrong sign"),
+             "- non_score_reward.sum(1)).mean(),", "score_total adds the KL penalty with the wrong sign"),
     Mutation("metrics.py", "1 - unexplained / variance",
              "unexplained / variance", "unexplained called explained variance"),
 
