@@ -6,11 +6,11 @@
 
     python tests/fakecuda.py -m minippo check --device cuda             # any module or script, with that report at its end
 
-To torch such a tensor is a `meta` tensor, of a class that answers `cuda` when it is asked for its device. Each of its operations
-arrives in `FakeCuda.__torch_dispatch__` (below autograd), is held against what CUDA refuses, runs on the numbers, and is noted. A
-CUDA graph keeps a tape of them: capture leaves all memory as it was, replay runs the tape, with the numbers of Python as they were.
+Such a tensor is a `meta` tensor to torch's own code, and its class says `cuda` to whoever asks for its device. Each operation on it
+arrives in `FakeCuda.__torch_dispatch__`, below autograd: it is held against what CUDA refuses, noted, and runs on the numbers. A
+CUDA graph is a tape of operations: a capture leaves all memory as it was, a replay runs the tape.
 
-It cannot see kernels and their rounding, streams and races, memory and time; and it does not compile.
+It cannot see kernels and their rounding, limits on shapes (but for attention's), streams and races, memory, time, torch.compile.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,7 +38,7 @@ DEVICE = torch.device("cuda", 0)
 REAL_ATTENTION = F.scaled_dot_product_attention
 COPIES = (aten._to_copy.default, aten.copy_.default)
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"}         # their indices may be on the CPU
-SCALARS = {"fill_", "fill", "masked_fill", "masked_fill_", "where", *INDEXED}                   # take a 0-d CPU tensor, as pointwise ones do
+SCALARS = {"fill_", "fill", "masked_fill", "masked_fill_", "where", *INDEXED}       # take a 0-d CPU tensor, as pointwise ones do
 
 
 class CaptureError(RuntimeError):
@@ -67,7 +68,7 @@ class CudaTensor(Tensor):
 
     def __deepcopy__(self, memo: dict) -> Tensor:
         new = self.detach().clone()
-        return memo.setdefault(id(self), torch.nn.Parameter(new, self.requires_grad) if isinstance(self, torch.nn.Parameter) else new)
+        return memo.setdefault(id(self), Parameter(new, self.requires_grad) if isinstance(self, Parameter) else new)
 
     def data_ptr(self) -> int:
         return self.shadow.data_ptr()
@@ -88,7 +89,7 @@ def on_cuda(device) -> bool:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False):
-    """F.scaled_dot_product_attention where one of CUDA's fused kernels takes these arguments as they are; they are one launch each."""
+    """F.scaled_dot_product_attention, where one of CUDA's fused kernels takes the arguments as they are: one launch."""
     if not isinstance(q, CudaTensor):
         return REAL_ATTENTION(q, k, v, attn_mask, dropout_p, is_causal)
     if attn_mask is not None and attn_mask.dtype not in (torch.bool, q.dtype):
@@ -223,7 +224,8 @@ class FakeCuda(TorchDispatchMode):
         op = func.__name__.partition(".")[0]
         if func in COPIES and (not cuda or cpu):
             source = args[1] if func is aten.copy_.default else args[0]
-            return "d2h" if isinstance(source, CudaTensor) else "h2d-async" if kwargs.get("non_blocking") or args[2:] == (True,) else "h2d"
+            later = kwargs.get("non_blocking") or args[2:] == (True,)
+            return "d2h" if isinstance(source, CudaTensor) else "h2d-async" if later else "h2d"
         if func is aten._to_copy.default and kwargs.get("device") is not None and not on_cuda(kwargs["device"]):
             return "d2h"
         if any(isinstance(x, torch.Generator) and x.device.type == "cpu" for x in leaves((args, kwargs))):
@@ -285,9 +287,9 @@ class FakeCuda(TorchDispatchMode):
             self.stack.enter_context(mock.patch.multiple(target, create=True, **names))
 
         FakeCuda.active = self
-        patch(torch.cuda, is_available=lambda: True, is_bf16_supported=lambda **_: True, device_count=lambda: 1, _lazy_init=lambda: None,
-              current_device=lambda: 0, get_device_name=lambda *_: "no GPU, its operations on a CPU", max_memory_allocated=lambda *_: 0,
-              get_device_properties=lambda *_: SimpleNamespace(total_memory=80 * 10**9), reset_peak_memory_stats=lambda *_: None,
+        patch(torch.cuda, is_available=lambda: True, is_bf16_supported=lambda **_: True, device_count=lambda: 1,
+              current_device=lambda: 0, get_device_name=lambda *_: "no GPU, its operations on a CPU", _lazy_init=lambda: None,
+              get_device_properties=lambda *_: SimpleNamespace(total_memory=80 * 10**9), max_memory_allocated=lambda *_: 0,
               synchronize=lambda *_: self.note("sync", "synchronize"), Event=Mark, CUDAGraph=Graph, graph=self.capture,
               Stream=mock.MagicMock(), current_stream=mock.MagicMock(), stream=nullcontext, device=nullcontext)
         patch(Tensor, to=to)
@@ -296,8 +298,8 @@ class FakeCuda(TorchDispatchMode):
         patch(_foreach_utils, _foreach_supported_types=[*_foreach_utils._foreach_supported_types, CudaTensor],
               _get_foreach_kernels_supported_devices=lambda: ["cuda", "meta"])
         lift, overwrite = torch._C._only_lift_cpu_tensors(), torch.__future__.get_overwrite_module_params_on_conversion()
-        self.stack.callback(torch._C._set_only_lift_cpu_tensors, lift)                      # torch.tensor(..., device="cuda")
-        self.stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrite)          # module.to("cuda")
+        self.stack.callback(torch._C._set_only_lift_cpu_tensors, lift)                              # torch.tensor(..., device="cuda")
+        self.stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrite)  # module.to("cuda")
         torch._C._set_only_lift_cpu_tensors(True)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         return super().__enter__()

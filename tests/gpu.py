@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = Path(os.environ.get("OUT") or ".").resolve()
 SHARED = ROOT.parent / "shared" if (ROOT.parent / "shared").is_dir() else ROOT / "shared"       # beside the checkout, or in it
 TINY = "--tiny" in sys.argv or bool(os.environ.get("MINIPPO_GPU_TINY"))
-SECONDS = 570                               # of all parts together
+SECONDS = 2000 if TINY else 570             # of all parts together
 PYTHON = [sys.executable, *(["tests/fakecuda.py"] if TINY else [])]
 MINIPPO = [*PYTHON, *(["tests/gpu.py", "minippo"] if TINY else ["-m", "minippo"])]
 WORK = Path(os.environ.get("MINIPPO_GPU_WORK") or f"{tempfile.gettempdir()}/minippo-gpu-{os.getpid()}")        # models and runs, gigabytes
@@ -42,41 +42,44 @@ class Part(NamedTuple):
 def bench(name: str, seconds: int, batch: int, queries: int, new: int, *flags: str, target_ms: float | None = None) -> Part:
     if TINY:
         batch, queries, new, flags = min(batch, 4), 8, 6, (*(f for f in flags if f != "--compile"), "--model", "tiny")
-    return Part(name, seconds, [[*MINIPPO, "bench", "--device", "cuda", "--batch", str(batch), "--query-min", str(queries), "--query-max",
-                                 str(queries), "--new-tokens", str(new), *flags, "--json", str(WORK / f"{name}.json")]], target_ms)
+    sizes = ["--batch", str(batch), "--query-min", str(queries), "--query-max", str(queries), "--new-tokens", str(new)]
+    command = [*MINIPPO, "bench", "--device", "cuda", *sizes, *flags, "--json", str(WORK / f"{name}.json")]
+    return Part(name, seconds, [command], target_ms)
 
 
 def parts() -> list[Part]:
     """In the order of what is wanted most; the timed ones before anything runs beside them."""
     peers, distributed = os.environ.get("PEERS") or sys.executable, ROOT / "minippo" / "distributed.py"
     times = ["--iterations", "1" if TINY else "10", "--warmup", "1" if TINY else "3"]
-    labels, steps = SHARED / "rt-polarity", "2" if TINY else "60"
-    train = [*MINIPPO, "train", "--device", "cuda", "--model", str(WORK / "gpt2"), "--prompts", str(WORK / "prompts.txt"), "--query-tokens",
-             "4", "8", "--max-new-tokens", "16", "24", "--batch-size", "4" if TINY else "64", "--mini-batch-size", "4" if TINY else "64"]
+    labels, steps, batch = SHARED / "rt-polarity", "2" if TINY else "60", "4" if TINY else "64"
+    gpt2, reward, positive = (str(WORK / name) for name in ("gpt2", "reward", "positive"))
+    train = [*MINIPPO, "train", "--device", "cuda", "--model", gpt2, "--prompts", str(WORK / "prompts.txt"), "--query-tokens", "4", "8",
+             "--max-new-tokens", "16", "24", "--batch-size", batch, "--mini-batch-size", batch]
     both = bench("two-processes", 60, 64, 64, 24, *times).commands[0]
     return [
-        Part("check", 60, [[*MINIPPO, "check", "--device", "cuda"]]),
+        Part("check", 400 if TINY else 60, [[*MINIPPO, "check", "--device", "cuda"]]),
         bench("124M-64-64-24", 60, 64, 64, 24, *times, target_ms=110),
         bench("124M-64-64-24-compiled", 150, 64, 64, 24, *times, "--compile", target_ms=75),
         bench("124M-64-64-128", 60, 64, 64, 128, *times, target_ms=180),
         bench("124M-512-64-128", 60, 512, 64, 128, "--mini-batch-size", "128", "--iterations", "1" if TINY else "3", target_ms=1000),
         bench("1.5B-64-64-24", 90, 64, 64, 24, "--model", "gpt2-xl", "--iterations", "1" if TINY else "5", target_ms=750),
         bench("124M-8-16-24", 60, 8, 16, 24, *times),
-        Part("trl", 90, [[peers, "tests/peers/bench_trl.py", "--device", "cuda", "--dtype", "bfloat16", "--batch", "64", "--query-min", "64",
-                          "--query-max", "64", "--iterations", "5", "--warmup", "2"]]),
-        Part("tests-on-the-gpu", 90, [[sys.executable, "-m", "pytest", "-q", "tests/test_cuda.py", *(["-k", "first_ratio"] if TINY else [])]]),
+        Part("trl", 90, [[peers, "tests/peers/bench_trl.py", "--device", "cuda", "--dtype", "bfloat16", "--batch", "64",
+                          "--query-min", "64", "--query-max", "64", "--iterations", "5", "--warmup", "2"]]),
+        Part("tests-on-the-gpu", 90, [[sys.executable, "-m", "pytest", "-q", "tests/test_cuda.py",
+                                       *(["-k", "first_ratio"] if TINY else [])]]),
         Part("suite", 420, [[sys.executable, "-m", "pytest", "-q", *(["tests/test_metrics.py"] if TINY else [])]], beside=True),
-        Part("check-float16", 60, [[*MINIPPO, "check", "--device", "cuda", "--dtype", "float16"]]),
+        Part("check-float16", 400 if TINY else 60, [[*MINIPPO, "check", "--device", "cuda", "--dtype", "float16"]]),
         Part("recipe", 180, [
             [*PYTHON, "tests/gpu.py", "pretrain", str(labels)],
-            [*MINIPPO, "reward-model", "--device", "cuda", "--model", str(WORK / "gpt2"), "--labels", str(WORK / "labels.jsonl"), "--out",
-             str(WORK / "reward"), "--learning-rate", "1e-4"],
-            [*train, "--reward", f"model:{WORK / 'reward'}", "--lr-schedule", "linear", "--steps", steps, "--out", str(WORK / "positive")],
-            [*MINIPPO, "generate", "--device", "cuda", "--model", str(WORK / "positive"), "--prompt", "the film is", "--reference",
-             str(WORK / "gpt2"), "--reward", f"model:{WORK / 'reward'}"]]),
+            [*MINIPPO, "reward-model", "--device", "cuda", "--model", gpt2, "--labels", str(WORK / "labels.jsonl"), "--out", reward,
+             "--learning-rate", "1e-4"],
+            [*train, "--reward", f"model:{reward}", "--lr-schedule", "linear", "--steps", steps, "--out", positive],
+            [*MINIPPO, "generate", "--device", "cuda", "--model", positive, "--prompt", "the film is", "--reference", gpt2,
+             "--reward", f"model:{reward}"]]),
         Part("two-processes", 60, [both, [*both[:-1], str(WORK / "two-processes-b.json")]], together=True),
-        Part("torchrun-on-one-card", 60, [[sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *train[1:], "--reward",
-                                           "rule:length", "--steps", "3", "--out", str(WORK / "torchrun")]]
+        Part("torchrun-on-one-card", 60, [[sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *train[1:],
+                                           "--reward", "rule:length", "--steps", "3", "--out", str(WORK / "torchrun")]]
              if distributed.exists() and not TINY else []),
     ]
 
@@ -129,7 +132,8 @@ def start(command: list[str], log) -> subprocess.Popen:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     if SHARED.is_dir():
         environment.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken-cache"))
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=ROOT, start_new_session=True)
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=ROOT,
+                            start_new_session=True)
 
 
 def wait(processes: list[subprocess.Popen], until: float) -> list[int]:
@@ -151,12 +155,13 @@ def run(part: Part, until: float) -> dict:
             statuses += wait([start(command, log) for command in commands], until)
             if any(statuses):
                 break
-    lines = [line for line in path.read_text(errors="replace").splitlines() if not re.match(r" *\d+ x ", line)]      # of tests/fakecuda.py
+    lines = [line for line in path.read_text(errors="replace").splitlines() if not re.match(r" *\d+ x ", line)]      # FakeCuda.report
     results = [WORK / f"{part.name}{which}.json" for which in ("", "-b")]
     ok = bool(statuses) and not any(statuses)
     said = "as expected" if ok else "left out" if not statuses else "out of time" if -signal.SIGKILL in statuses else "FAILED"
-    return {"name": part.name, "outcome": said, "statuses": statuses, "seconds": round(time.monotonic() - begin, 1), "target_ms": part.target_ms,
-            "output": lines[-40:], "results": [json.loads(path.read_text()) for path in results if path.exists()]}
+    return {"name": part.name, "outcome": said, "statuses": statuses, "seconds": round(time.monotonic() - begin, 1),
+            "target_ms": part.target_ms, "output": lines[-40:],
+            "results": [json.loads(path.read_text()) for path in results if path.exists()]}
 
 
 def machine() -> dict:
@@ -167,7 +172,7 @@ def machine() -> dict:
             return f"{error}"
     return {"date": time.strftime("%Y-%m-%d %H:%M"), "tiny": TINY,
             "nvidia-smi": said("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"),
-            "torch": said(sys.executable, "-c", "import torch; print(torch.__version__, torch.version.cuda, torch.backends.cudnn.version())"),
+            "torch": said(sys.executable, "-c", "import torch; print(torch.__version__, torch.version.cuda)"),
             "commit": said("git", "rev-parse", "--short", "HEAD"), "processors": os.cpu_count()}
 
 
@@ -177,17 +182,21 @@ def markdown(report: dict) -> str:
     for part in report["parts"]:
         for r in part["results"]:
             t, ms = r["seconds"], "{:.1f}".format
-            rows.append([part["name"], part["target_ms"] or "", f"{ms(1e3 * t['iteration']['median'])} ({ms(1e3 * t['iteration']['min'])} to "
-                         f"{ms(1e3 * t['iteration']['max'])})", *(ms(1e3 * t[phase]["median"]) for phase in ("rollout", "scoring", "update")),
+            median, least, most = (ms(1e3 * t["iteration"][name]) for name in ("median", "min", "max"))
+            rows.append([part["name"], part["target_ms"] or "", f"{median} ({least} to {most})",
+                         *(ms(1e3 * t[phase]["median"]) for phase in ("rollout", "scoring", "update")),
                          f"{r['decode_ms'] or 0:.3f}", f"{r['first_iteration_seconds']:.2f}", f"{r['share_of_limit']['iteration']:.0%}",
-                         f"{(r['peak_memory_bytes'] - r['memory_at_start_bytes']) / 1e9:.2f}", f"{r['memory_estimate_bytes'] / 1e9:.2f}"])
+                         f"{(r['peak_memory_bytes'] - r['memory_at_start_bytes']) / 1e9:.2f}",
+                         f"{r['memory_estimate_bytes'] / 1e9:.2f}"])
     head = ["workload", "target ms", "iteration ms, median (of)", "rollout", "scoring", "update", "a decode step", "first iteration s",
             "of the limit", "peak GB", "estimate GB"]
     table = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
     outcomes = [f"| {part['name']} | {part['outcome']} | {part['seconds']} |" for part in report["parts"]]
-    ends = [f"\n## {part['name']}: {part['outcome']}\n\n```\n" + "\n".join(line[:300] for line in part["output"]) + "\n```" for part in report["parts"]]
+    ends = [f"\n## {part['name']}: {part['outcome']}\n\n```\n" + "\n".join(line[:300] for line in part["output"]) + "\n```"
+            for part in report["parts"]]
     title = "# Measured on a GPU" if not report["machine"]["tiny"] else "# Tiny sizes on fake tensors: no number here means anything"
-    return "\n".join([title, "", f"`{json.dumps(report['machine'])}`", "", *table, "", "| part | outcome | seconds |", "|---|---|---|", *outcomes, *ends, ""])
+    return "\n".join([title, "", f"`{json.dumps(report['machine'])}`", "", *table, "", "| part | outcome | seconds |", "|---|---|---|",
+                      *outcomes, *ends, ""])
 
 
 def main() -> int:

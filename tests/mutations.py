@@ -31,14 +31,18 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}      # by
 
 # the test files that answer for each source file, the quickest first
 TESTS = {
-    "ppo.py": ["test_golden.py", "test_mutation_gaps.py", "test_ppo.py", "test_inputs.py", "test_faults.py", "test_determinism.py"],
+    "ppo.py": ["test_golden.py", "test_mutation_gaps.py", "test_ppo.py", "test_inputs.py", "test_faults.py", "test_determinism.py",
+               "test_cuda_budget.py"],
     "policy.py": ["test_policy.py", "test_golden.py", "test_mutation_gaps.py", "test_ppo.py", "test_faults.py"],
-    "generation.py": ["test_generation.py", "test_gpt2.py", "test_golden.py", "test_mutation_gaps.py"],
+    "generation.py": ["test_generation.py", "test_gpt2.py", "test_golden.py", "test_mutation_gaps.py", "test_cuda_budget.py", "test_cuda_paths.py",
+                      "test_cuda.py"],
     "gpt2.py": ["test_gpt2.py", "test_golden.py", "test_generation.py", "test_mutation_gaps.py"],
-    "attention.py": ["test_gpt2.py", "test_fast.py", "test_golden.py", "test_generation.py"],
+    "attention.py": ["test_gpt2.py", "test_fast.py", "test_golden.py", "test_generation.py", "test_cuda_paths.py"],
     "inputs.py": ["test_ppo.py", "test_policy.py", "test_generation.py", "test_mutation_gaps.py", "test_inputs.py", "test_faults.py"],
-    "metrics.py": ["test_ppo.py", "test_golden.py", "test_mutation_gaps.py", "test_inputs.py"],
-    "fast.py": ["test_fast.py", "test_inputs.py"],
+    "metrics.py": ["test_ppo.py", "test_golden.py", "test_mutation_gaps.py", "test_inputs.py", "test_cuda_budget.py"],
+    "fast.py": ["test_fast.py", "test_inputs.py", "test_cuda_budget.py", "test_cuda_paths.py", "test_cuda.py"],
+    "bench.py": ["test_bench.py"],
+    "training/pretrain.py": ["training/test_pretrain.py", "test_cuda_budget.py"],
     "files/atomic.py": ["files/test_atomic.py"],
     "files/safetensors.py": ["files/test_safetensors.py"],
     "files/download.py": ["files/test_hub.py"],
@@ -409,6 +413,23 @@ MUTATIONS = [
              "sizes beyond all memory are tried"),
     Mutation("files/model_folder.py", "for file in part_names(folder / INDEX) if in_parts else [WEIGHTS]:", "for file in [WEIGHTS]:",
              "a model in parts is not read"),
+    # --- CUDA, on fake tensors
+    Mutation("generation.py", "        decoder.cache.clear()  ", "        pass  ", "NaN stays in a kept cache"),
+    Mutation("generation.py", "decoder = kept.pop(key, None)", "decoder = kept.get(key)", "the oldest decoder goes, used or not"),
+    Mutation("generation.py", 'look_every = self.sampling.eos_token_id, 1 if self.output.device.type == "cpu" else 16', "look_every = self.sampling.eos_token_id, 1",
+             "a host sync a token"),
+    Mutation("generation.py", "        self.step_index.add_(1)\n", "        self.n = getattr(self, 'n', 0) + 1\n        self.step_index.fill_(self.n)\n",
+             "a number of Python is frozen in the graph"),
+    Mutation("generation.py", "max_new_tokens, addresses, hooked(snapshot))", "max_new_tokens, addresses)", "a graph does not call hooks"),
+    Mutation("generation.py", "[], output.clone() ", "[], output ", "responses change with the next call"),
+    Mutation("attention.py", "device=behind.device, dtype=self.keys[0].dtype)", "device=behind.device)", "an fp32 mask for bf16 attention"),
+    Mutation("fast.py", 'non_blocking=device.type == "cuda")', "non_blocking=False)", "uploads wait for the GPU"),
+    Mutation("fast.py", "        torch.backends.cuda.enable_cudnn_sdp(False)\n", "", "cuDNN attention"),
+    Mutation("fast.py", "recompile_limit = max(64, ", "recompile_limit = max(8, ", "compiled blocks run out of shapes"),
+    Mutation("metrics.py", "                           batch.advantages]).cpu() ", "                           batch.advantages]) ", "each statistic waits for the GPU"),
+    Mutation("ppo.py", "to(kl, non_blocking=kl.is_cuda)", "to(kl)", "rewards wait for the rollout"),
+    Mutation("bench.py", "start.record(torch.cuda.current_stream(device))", "start.record()", "cuda:1 is timed on another card's stream"),
+    Mutation("training/pretrain.py", "to(model.device)\n\n    progress", "clone()\n\n    progress", "rows are drawn on the CPU"),
 ]
 
 

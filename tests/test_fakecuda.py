@@ -2,9 +2,7 @@
 
 import copy
 import inspect
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from torch import nn
 from conftest import make_policy, make_ragged
 from fakecuda import CaptureError, CudaTensor, FakeCuda
 from minippo import generation
-from minippo.ppo import PPOConfig, PPOTrainer
 
 QUERIES = make_ragged([3, 9, 1, 5], vocab_size=11)
 
@@ -44,7 +41,8 @@ def test_numbers_gradients_and_optimizers_are_those_of_a_cpu(gpu):
         results.append([x.tolist() for x in (*layer.parameters(), layer.weight.grad, norm)])
         assert all(x.device.type == device for x in (*layer.parameters(), layer.weight.grad, norm))
     torch.testing.assert_close(*results)
-    for x in (ones(2), torch.tensor([1, 2], device="cuda"), torch.ones(2).to("cuda"), ones(2).new_zeros(3), ones(2)[:1], copy.deepcopy(layer).weight):
+    for x in (ones(2), torch.tensor([1, 2], device="cuda"), torch.ones(2).to("cuda"), ones(2).new_zeros(3), ones(2)[:1],
+              copy.deepcopy(layer).weight):
         assert isinstance(x, CudaTensor) and x.is_cuda and x.device == torch.device("cuda", 0)
     assert not isinstance(ones(2).cpu(), CudaTensor) and isinstance(layer.weight, nn.Parameter) and ones(2).to("cuda").tolist() == [1, 1]
 
@@ -71,7 +69,7 @@ def test_it_leaves_torch_as_it_was():
     lambda: ones(3).scatter_(0, torch.tensor([0]), 1.0), lambda: torch._foreach_add([ones(3)], [torch.ones(3)]),
     lambda: torch.rand(3, device="cuda", generator=torch.Generator()), lambda: torch.ones(3, device="cuda:1"),
     lambda: ones(2, 2) @ ones(2, 2, dtype=torch.bfloat16), lambda: ones(1).numpy(),
-    lambda: F.scaled_dot_product_attention(*(ones(1, 1, 8, 16, dtype=torch.bfloat16),) * 3, attn_mask=torch.zeros(1, 1, 8, 8, device="cuda"))])
+    lambda: F.scaled_dot_product_attention(*[ones(1, 1, 8, 16, dtype=torch.bfloat16)] * 3, attn_mask=ones(1, 1, 8, 8))])
 def test_what_cuda_refuses(gpu, wrong):
     with pytest.raises((RuntimeError, TypeError)):
         wrong()
@@ -87,8 +85,9 @@ def test_numbers_of_the_host_and_indices_on_a_cpu_are_taken(gpu):
 # --- what the host waits for ----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("run, kind", [
-    (lambda x: x.sum().item(), "sync"), (lambda x: bool(x.any()), "sync"), (lambda x: x[x > 0], "sync"), (lambda x: x.nonzero(), "sync"),
-    (lambda x: torch.equal(x, x), "sync"), (lambda x: torch.cuda.synchronize(), "sync"), (lambda x: x.cpu(), "d2h"), (lambda x: x.tolist(), "d2h"),
+    (lambda x: x.sum().item(), "sync"), (lambda x: bool(x.any()), "sync"), (lambda x: x[x > 0], "sync"),
+    (lambda x: x.nonzero(), "sync"), (lambda x: torch.equal(x, x), "sync"), (lambda x: torch.cuda.synchronize(), "sync"),
+    (lambda x: x.cpu(), "d2h"), (lambda x: x.tolist(), "d2h"),
     (lambda x: torch.zeros(3).copy_(x), "d2h"), (lambda x: torch.ones(3).to("cuda"), "h2d"), (lambda x: x.copy_(torch.ones(3)), "h2d"),
     (lambda x: torch.ones(3).to("cuda", non_blocking=True), "h2d-async"), (lambda x: torch.tensor(1.0, device="cuda"), "h2d")])
 def test_each_wait_is_counted_with_its_line(gpu, run, kind):
@@ -156,7 +155,8 @@ def sampled(device: str) -> list:
 
 
 DEFECTS = [     # what is wrong, a piece of generation.py and what stands there instead
-    ("a host sync in the step", "        j, eos = self.step_index, self", "        assert self.step_index.item() >= 0\n        j, eos = self.step_index, self"),
+    ("a host sync in the step", "        j, eos = self.step_index, self",
+     "        assert self.step_index.item() >= 0\n        j, eos = self.step_index, self"),
     ("a number of Python in the graph", "self.step_index.add_(1)", "self.n = getattr(self, 'n', 0) + 1; self.step_index.fill_(self.n)"),
     ("a boolean index in the step", "self.token.copy_(token)", "self.token.copy_(token); self.token[self.token < 0] = 0"),
     ("a CPU tensor in the step", "self.token.copy_(token)", "self.token.copy_(token + torch.zeros(1, dtype=torch.long))"),

@@ -21,13 +21,15 @@ def python(code: str) -> list[str]:
 
 def test_a_part_that_fails_or_hangs_is_recorded_and_the_others_run(tmp_path, monkeypatch):
     """Six parts, one of them beside the others, one of two commands at once; the hanging one has a child of its own, killed with it."""
-    result = {"seconds": {phase: {"median": 0.0885, "min": 0.08, "max": 0.09} for phase in ("rollout", "scoring", "update", "iteration")},
+    result = {"seconds": dict.fromkeys(("rollout", "scoring", "update", "iteration"), {"median": 0.0885, "min": 0.08, "max": 0.09}),
               "decode_ms": 0.49, "first_iteration_seconds": 2.0, "share_of_limit": {"iteration": 0.5}, "peak_memory_bytes": 9e9,
               "memory_at_start_bytes": 1e9, "memory_estimate_bytes": 7e9}
-    child = f"import subprocess; subprocess.run({[sys.executable, '-c', 'import time; time.sleep(3); open(' + repr(str(tmp_path / 'late')) + ', chr(119))']!r})"
+    child = python(f"import time; time.sleep(3); open({str(tmp_path / 'late')!r}, 'w')")
     parts = [Part("bench", 20, [python(f"open({str(tmp_path / 'bench.json')!r}, 'w').write({json.dumps(result)!r})")], 110),
-             Part("besides", 20, [python("print('beside')")], beside=True), Part("broken", 20, [python("raise ValueError('broken')"), python("print('never')")]),
-             Part("hanging", 1, [python(child)]), Part("both", 20, [python("print('a')"), python("print('b')")], together=True), Part("nothing", 20, [])]
+             Part("besides", 20, [python("print('beside')")], beside=True),
+             Part("broken", 20, [python("raise ValueError('broken')"), python("print('never')")]),
+             Part("hanging", 1, [python(f"import subprocess; subprocess.run({child!r})")]),
+             Part("both", 20, [python("print('a')"), python("print('b')")], together=True), Part("nothing", 20, [])]
     for name, path in (("OUT", tmp_path), ("LOGS", tmp_path / "logs"), ("WORK", tmp_path)):
         monkeypatch.setattr(gpu, name, path)
     monkeypatch.setattr(gpu, "parts", lambda: parts)
@@ -48,12 +50,13 @@ def test_no_part_runs_beyond_the_end_of_all(tmp_path, monkeypatch):
     assert gpu.run(Part("late", 20, [python("import time; time.sleep(20)")]), time.monotonic())["outcome"] == "out of time"
 
 
-@pytest.mark.skipif(os.environ.get("MINIPPO_SLOW") != "1", reason="every part at tiny sizes takes three minutes: set MINIPPO_SLOW=1")
+@pytest.mark.skipif(os.environ.get("MINIPPO_SLOW") != "1", reason="every part at tiny sizes takes four minutes: set MINIPPO_SLOW=1")
 def test_the_whole_script_at_tiny_sizes(tmp_path):
     """TRL is not at hand here, and would find no GPU; torchrun needs one, too."""
     environment = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable}
-    subprocess.run(["bash", "tests/gpu.sh", "--tiny"], cwd=ROOT, env=environment, check=True, timeout=900)
+    subprocess.run(["bash", "tests/gpu.sh", "--tiny"], cwd=ROOT, env=environment, check=True, timeout=2400)
     report = json.loads((tmp_path / "gpu.json").read_text())
     bad = {part["name"]: part["outcome"] for part in report["parts"] if part["outcome"] != "as expected"}
     assert bad == {"trl": "FAILED", "torchrun-on-one-card": "left out"}
-    assert {path.name for path in tmp_path.iterdir()} == {"gpu.json", "gpu.md", "gpu-logs"} and (tmp_path / "gpu-logs" / "report.html").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"gpu.json", "gpu.md", "gpu-logs"}
+    assert (tmp_path / "gpu-logs" / "report.html").exists()
