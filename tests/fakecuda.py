@@ -291,6 +291,7 @@ class FakeCuda(TorchDispatchMode):
               current_device=lambda: 0, get_device_name=lambda *_: "no GPU, its operations on a CPU", _lazy_init=lambda: None,
               get_device_properties=lambda *_: SimpleNamespace(total_memory=80 * 10**9), max_memory_allocated=lambda *_: 0,
               synchronize=lambda *_: self.note("sync", "synchronize"), Event=Mark, CUDAGraph=Graph, graph=self.capture,
+              is_current_stream_capturing=lambda: self.graph is not None,
               Stream=mock.MagicMock(), current_stream=mock.MagicMock(), stream=nullcontext, device=nullcontext)
         patch(Tensor, to=to)
         patch(torch, tensor=asked_for(torch.tensor), as_tensor=asked_for(torch.as_tensor))

@@ -61,7 +61,7 @@ def parts() -> list[Part]:
         bench("124M-64-64-24", 60, 64, 64, 24, *times, target_ms=110),
         bench("124M-64-64-24-compiled", 150, 64, 64, 24, *times, "--compile", target_ms=75),
         bench("124M-64-64-128", 60, 64, 64, 128, *times, target_ms=180),
-        bench("124M-512-64-128", 60, 512, 64, 128, "--mini-batch-size", "128", "--iterations", "1" if TINY else "3", target_ms=1000),
+        bench("124M-512-64-128", 60, 512, 64, 128, "--iterations", "1" if TINY else "3", target_ms=1000),
         bench("1.5B-64-64-24", 90, 64, 64, 24, "--model", "gpt2-xl", "--iterations", "1" if TINY else "5", target_ms=750),
         bench("124M-8-16-24", 60, 8, 16, 24, *times),
         Part("trl", 90, [[peers, "tests/peers/bench_trl.py", "--device", "cuda", "--dtype", "bfloat16", "--batch", "64",
