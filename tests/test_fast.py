@@ -110,9 +110,9 @@ def test_padding_is_skipped_where_there_is_some(policy, monkeypatch):
     assert seen == [(6 + 10 + 10,), (2, 6), (3, 10)]
 
 
-def test_compiled_blocks_may_meet_many_shapes(policy, monkeypatch):
+def test_compiled_blocks_may_meet_many_shapes(policy):
     """All blocks share torch's limit of 8 shapes, which ragged batches pass; nothing compiles before a block is called."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    trainer = PPOTrainer(PPOConfig(compile=True), policy)
-    assert torch._dynamo.config.recompile_limit == 64 and not policy.transformer.skip_padding
+    with torch._dynamo.config.patch(recompile_limit=8):
+        trainer = PPOTrainer(PPOConfig(compile=True), policy)
+        assert torch._dynamo.config.recompile_limit == 64 and not policy.transformer.skip_padding
     assert all(block._compiled_call_impl is not None for model in (policy, trainer.ref_model) for block in model.transformer.h)
