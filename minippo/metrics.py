@@ -83,7 +83,7 @@ def batch_stats(batch) -> dict:
     unexplained, variance = masked_var(returns - values, mask), masked_var(returns, mask)
     scalars = {
         "objective/kl": kl.mean(),
-        "objective/entropy": torch.where(mask, -logprobs, 0.0).sum(1).mean(),         # sampled; per response
+        "objective/entropy": torch.where(mask, -logprobs, 0.0).sum(1).mean(),               # sampled; per response
         "objective/score_total": (scores + non_score_reward.sum(1)).mean(),                 # what is maximised
         "ppo/mean_non_score_reward": masked_mean(non_score_reward, mask),
         "ppo/mean_scores": scores.mean(),

@@ -123,7 +123,7 @@ def compute_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask
     kl = KL_PENALTIES[kl_penalty](logprobs, ref_logprobs) if kl is None else kl
     kl = torch.where(mask, kl, 0.0)
     non_score_reward = -kl_coef * kl
-    scores = torch.as_tensor(scores, device=getattr(scores, "device", "cpu")).to(kl, non_blocking=kl.is_cuda)
+    scores = torch.as_tensor(scores, dtype=kl.dtype, device=getattr(scores, "device", "cpu")).to(kl.device, non_blocking=kl.is_cuda)
     if scores.dim() == 1:
         columns = torch.arange(mask.shape[1], device=mask.device)
         last = torch.where(mask, columns, -1).amax(1, keepdim=True)         # (B, 1): EOS, or the token at the length limit

@@ -427,7 +427,7 @@ MUTATIONS = [
     Mutation("fast.py", "        torch.backends.cuda.enable_cudnn_sdp(False)\n", "", "cuDNN attention"),
     Mutation("fast.py", "recompile_limit = max(64, ", "recompile_limit = max(8, ", "compiled blocks run out of shapes"),
     Mutation("metrics.py", "                           batch.advantages]).cpu() ", "                           batch.advantages]) ", "each statistic waits for the GPU"),
-    Mutation("ppo.py", "to(kl, non_blocking=kl.is_cuda)", "to(kl)", "rewards wait for the rollout"),
+    Mutation("ppo.py", "to(kl.device, non_blocking=kl.is_cuda)", "to(kl.device)", "rewards wait for the rollout"),
     Mutation("bench.py", "start.record(torch.cuda.current_stream(device))", "start.record()", "cuda:1 is timed on another card's stream"),
     Mutation("training/pretrain.py", "to(model.device)\n\n    progress", "clone()\n\n    progress", "rows are drawn on the CPU"),
 ]
