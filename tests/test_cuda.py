@@ -1,7 +1,6 @@
 """The same promises on a GPU; where there is none, on tests/fakecuda.py."""
 
 import os
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,13 +12,8 @@ from minippo.generation import _decoders
 from minippo.policy import create_reference_model, response_logprobs
 from minippo.ppo import PPOConfig, PPOTrainer
 
+pytestmark = pytest.mark.usefixtures("gpu")
 QUERIES = make_ragged([3, 9, 1, 5])
-
-
-@pytest.fixture(autouse=True)
-def gpu():
-    with nullcontext() if torch.cuda.is_available() else FakeCuda() as gpu:
-        yield gpu
 
 
 def on_gpu(**kwargs):
