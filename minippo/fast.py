@@ -92,7 +92,7 @@ class TokenLogprobs(torch.autograd.Function):
 
 
 def upload(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """int64 and bool tensors on `device`, by one copy for all of them: on CUDA each copy costs as much as a small kernel."""
+    """Tensors of integers and bool on `device`, by one copy for all of them: on CUDA each copy costs as much as a small kernel."""
     if device.type == "cpu":
         return tensors
     flat = torch.cat([tensor.flatten().long() for tensor in tensors]).to(device, non_blocking=device.type == "cuda")

@@ -187,15 +187,15 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
 
     with torch_modes(model.device, model.compute_dtype):
         numbers = torch.tensor([lengths, limits, min_new], device="cpu")             # (3, B)
-        padded, numbers = upload([pad_right(queries), numbers], model.device)
+        padded, numbers, bits = upload([pad_right(queries), numbers, uniforms.view(torch.int32)], model.device)
         S = round_up(max(length + limit for length, limit in zip(lengths, limits)))
         snapshot = compute_snapshot(model)
         decoder = decoder_for(model, snapshot, sampling, len(queries), S, round_up(R))
-        decoder.reset(*numbers, uniforms.to(model.device))
+        decoder.reset(*numbers, bits.view(torch.float32))
         output = decoder.run(snapshot, padded, numbers[0], R)
         table = torch.cat([output, decoder.failed_at[:, None]], 1).tolist()          # one host sync
 
-        responses = []
+        responses, output = [], output.clone()                                       # the decoder's own serves its next call
         for i, (*row, failed_at) in enumerate(table):
             end = row.index(sampling.eos_token_id) + 1 if sampling.eos_token_id in row else len(row)
             end = min(end, limits[i])
@@ -203,7 +203,7 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
                 raise FloatingPointError(
                     f"generate: the model's logits are not finite at token {failed_at} of row {rows[i]}; its weights hold NaN or "
                     "infinity, or overflow in this precision: go back to an earlier checkpoint")
-            responses.append(output[i, :end].clone())
+            responses.append(output[i, :end])
         return responses
 
 

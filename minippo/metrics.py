@@ -85,34 +85,35 @@ def group_stats(scores: Tensor, size: int) -> dict[str, Tensor]:
 
 def batch_stats(batch, config) -> dict:
     """Statistics of the batch before the update. KL here is k1, summed over a response, whatever the penalty kind."""
-    mask, returns = batch.mask, batch.returns
-    kl = torch.where(mask, batch.logprobs - batch.ref_logprobs, 0.0).sum(1)                 # (B,)
-    scores = batch.scores.to(mask.device)
-    scores = scores if scores.dim() == 1 else scores.sum(1)                                 # (B,)
+    columns = torch.stack([batch.mask, batch.logprobs, batch.ref_logprobs, batch.values, batch.returns, batch.non_score_reward,
+                           batch.advantages]).cpu()                                         # one host sync, the rest on the CPU
+    mask, (logprobs, ref_logprobs, values, returns, non_score_reward, advantages) = columns[0].bool(), columns[1:]
+    kl = torch.where(mask, logprobs - ref_logprobs, 0.0).sum(1)                             # (B,)
+    scores = batch.scores if batch.scores.dim() == 1 else batch.scores.sum(1)               # (B,)
     scalars = {
         "objective/kl": kl.mean(),
-        "objective/entropy": torch.where(mask, -batch.logprobs, 0.0).sum(1).mean(),         # sampled; per response
-        "objective/score_total": (scores + batch.non_score_reward.sum(1)).mean(),           # what is maximised
-        "ppo/mean_non_score_reward": masked_mean(batch.non_score_reward, mask),
+        "objective/entropy": torch.where(mask, -logprobs, 0.0).sum(1).mean(),               # sampled; per response
+        "objective/score_total": (scores + non_score_reward.sum(1)).mean(),                 # what is maximised
+        "ppo/mean_non_score_reward": masked_mean(non_score_reward, mask),
         "ppo/mean_scores": scores.mean(),
         "ppo/std_scores": std(scores),
     }
     if config.group_size > 1:
         scalars |= group_stats(scores, config.group_size)
     if config.advantage == "gae":                                                           # there is a critic
-        unexplained, variance = masked_var(returns - batch.values, mask), masked_var(returns, mask)
+        unexplained, variance = masked_var(returns - values, mask), masked_var(returns, mask)
         scalars |= {"ppo/returns/mean": masked_mean(returns, mask),
                     "ppo/returns/var": variance,
-                    "ppo/val/mean": masked_mean(batch.values, mask),
-                    "ppo/val/var": masked_var(batch.values, mask),
+                    "ppo/val/mean": masked_mean(values, mask),
+                    "ppo/val/var": masked_var(values, mask),
                     "ppo/val/var_explained": torch.where(variance > 0, 1 - unexplained / variance, 0.0)}  # by the rollout's values
-    stats = dict(zip(scalars, torch.stack(list(scalars.values())).tolist()))                # one host sync
+    stats = {name: float(value) for name, value in scalars.items()}
     for name, sequences in (("queries", batch.queries), ("responses", batch.responses)):
         lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.float64, device="cpu")
         stats |= {f"tokens/{name}_len_mean": float(lengths.mean()), f"tokens/{name}_len_std": float(std(lengths)),
                   f"tokens/{name}_dist": lengths}
-    return stats | {"objective/kl_dist": kl.cpu(), "objective/logprobs": batch.logprobs.cpu(),
-                    "objective/ref_logprobs": batch.ref_logprobs.cpu(), "ppo/policy/advantages": batch.advantages[mask].cpu()}
+    return stats | {"objective/kl_dist": kl, "objective/logprobs": logprobs, "objective/ref_logprobs": ref_logprobs,
+                    "ppo/policy/advantages": advantages[mask]}
 
 
 # --- what each statistic means ----------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def compute_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask
     mask = mask.bool()
     kl = torch.where(mask, KL_PENALTIES[kl_penalty](logprobs, ref_logprobs) if kl is None else kl, 0.0)
     non_score_reward = -kl_coef * kl
-    scores = torch.as_tensor(scores, dtype=kl.dtype, device=kl.device)
+    scores = torch.as_tensor(scores, dtype=kl.dtype, device=getattr(scores, "device", "cpu")).to(kl.device, non_blocking=kl.is_cuda)
     if scores.dim() == 1:
         columns = torch.arange(mask.shape[1], device=mask.device)
         last = torch.where(mask, columns, -1).amax(1, keepdim=True)         # (B, 1): EOS, or the token at the length limit
@@ -412,8 +412,8 @@ class PPOTrainer:
             self.optimizer.step()
             applied.append(record)
         self.model.zero_grad()                                          # give the gradients' memory back
-        ratio, mask = (torch.cat([x.flatten() for x in parts]).cpu() for parts in zip(*ratios))
-        return mean_of(applied or records) | counts | {"ppo/updates": len(applied), "ppo/policy/ratio": ratio[mask]}
+        ratio, mask = torch.cat([torch.stack(pair).flatten(1) for pair in ratios], 1).cpu()     # one host sync, mask as 0 and 1
+        return mean_of(applied or records) | counts | {"ppo/updates": len(applied), "ppo/policy/ratio": ratio[mask.bool()]}
 
     def backward(self, batch: Batch, minibatch: list[int]) -> tuple[dict, Tensor, list[tuple[Tensor, Tensor]]]:
         """The gradient of a minibatch. Returns its statistics, the norm, and ratio and mask (b, R) of each micro-batch."""

@@ -3,11 +3,13 @@
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from fakecuda import FakeCuda
 from minippo.gpt2 import GPT2Config
 from minippo.policy import GPT2WithValueHead
 
@@ -37,6 +39,13 @@ def make_policy(vocab_size: int = 61, n_positions: int = 64, n_embd: int = 32, n
 def make_ragged(lengths, vocab_size: int = 61, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, vocab_size, (n,), generator=generator) for n in lengths]
+
+
+@pytest.fixture
+def gpu():
+    """`cuda` for a test: the GPU that is there, or tests/fakecuda.py."""
+    with nullcontext() if torch.cuda.is_available() else FakeCuda() as gpu:
+        yield gpu
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -219,6 +220,14 @@ def test_warmup_is_left_out_and_the_first_iteration_told_apart(monkeypatch):
     monkeypatch.setattr(bench, "measure_ceilings", lambda *_: {"float32": 1e9, "read": 1e9, "copy": 2e9})
     result = bench.measure(replace(TINY, warmup=2, iterations=3))
     assert result["seconds"]["update"] == {"median": 2.0, "min": 1.0, "max": 4.0} and result["first_iteration_seconds"] == 9.0
+
+
+def test_a_second_card_is_timed_on_its_own_stream(monkeypatch):
+    """Events of the current device's stream would measure nothing of cuda:1."""
+    streams, events = [], SimpleNamespace(record=lambda stream=None: streams.append(stream), synchronize=lambda: None, elapsed_time=lambda end: 5.0)
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: events)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    assert bench.best_seconds(lambda: None, torch.device("cuda", 1), 0.0) == 0.005 and streams == ["the stream of cuda:1"] * 2
 
 
 def test_other_settings_reach_the_trainer():

@@ -11,6 +11,7 @@ from minippo import policy as policy_module
 from minippo.attention import hidden_states
 from minippo.fast import TokenLogprobs
 from minippo.policy import response_logprobs, token_logprobs
+from minippo.ppo import PPOConfig, PPOTrainer
 
 
 @pytest.mark.skipif(fast.ONEDNN_WEIGHTS == float("inf"), reason="needs a torch with oneDNN")
@@ -107,3 +108,11 @@ def test_padding_is_skipped_where_there_is_some(policy, monkeypatch):
     policy.transformer.skip_padding = False
     torch.testing.assert_close(short, response_logprobs(policy, *ragged), atol=1e-5, rtol=1e-5)
     assert seen == [(6 + 10 + 10,), (2, 6), (3, 10)]
+
+
+def test_compiled_blocks_may_meet_many_shapes(policy):
+    """All blocks share torch's limit of 8 shapes, which ragged batches pass; nothing compiles before a block is called."""
+    with torch._dynamo.config.patch(recompile_limit=8):
+        trainer = PPOTrainer(PPOConfig(compile=True), policy)
+        assert torch._dynamo.config.recompile_limit == 64 and not policy.transformer.skip_padding
+    assert all(block._compiled_call_impl is not None for model in (policy, trainer.ref_model) for block in model.transformer.h)

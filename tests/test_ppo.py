@@ -149,6 +149,11 @@ def test_equal_numbers_whiten_to_zero(value):
         assert not ppo.masked_whiten(torch.full((1, n), value), torch.ones(1, n, dtype=torch.bool)).any()
 
 
+def test_scores_given_as_numbers_keep_the_precision_of_the_rest():
+    zeros = torch.zeros(1, 2, dtype=torch.float64)
+    assert ppo.compute_rewards([0.1], zeros, zeros, zeros == 0, 0.2).rewards.tolist() == [[0.0, 0.1]]           # not 0.1 in fp32
+
+
 def test_per_token_rewards_are_added_where_they_stand():
     mask = torch.tensor([[True, True, True], [True, False, False]])
     zero = torch.zeros(2, 3)

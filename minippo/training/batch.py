@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..inputs import check_tokens
 from ..ppo import PPOConfig
 from .config import RunConfig, span
 from .data import cut, text_of
@@ -59,7 +60,7 @@ def run_update(job: Job, state: RunState, batch: dict) -> tuple[dict, list[dict]
     queries, limits = next_batch(job, state.prompts_taken)
     batch["queries"] = [text_of(job.tokenizer, query) for query in queries]
     generated = trainer.generate(queries, max_new_tokens=limits, temperature=job.config.temperature)
-    responses = [response.cpu() for response in generated]
+    responses = check_tokens("responses", generated, trainer.model.config.vocab_size)           # on the CPU, by one copy for all
     score(job, responses, batch)
 
     samples = []

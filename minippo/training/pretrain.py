@@ -92,7 +92,7 @@ def pretrain(model: GPT2, tokenizer, texts: Sequence[str], config: PretrainConfi
         loss = rows_loss(model, stream, starts[rows if len(rows) else batch[:1]], config.block_size) * (len(rows) / len(batch))
         loss.backward()
         in_place("the gradient", [*(p.grad for p in model.parameters()), loss])
-        losses.append(loss.item())
+        losses.append(loss.item())                                 # a host sync: with the backward pass under way already
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(f"pretrain: the loss is {losses[-1]} at step {step + 1}; lower learning_rate")
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, config)

@@ -482,8 +482,7 @@ def test_strides_views_and_shared_memory(path):
     assert read["base"].data_ptr() != read["same"].data_ptr()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_tensors_come_back_on_the_cpu(path):
+def test_cuda_tensors_come_back_on_the_cpu(path, gpu):
     tensor = torch.arange(6, device="cuda").reshape(2, 3)
     write_safetensors(path, {"a": tensor.t()})
     assert torch.equal(read_safetensors(path)["a"], tensor.t().cpu())

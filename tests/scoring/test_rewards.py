@@ -53,8 +53,7 @@ def test_numbers_of_all_kinds_become_floats(scores):
     assert checked == [1.0, 2.0] and all(type(score) is float for score in checked)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_scores_on_a_gpu_become_floats():
+def test_scores_on_a_gpu_become_floats(gpu):
     scores = torch.tensor([1.0, 2.0], device="cuda")
     for form in (scores, list(scores)):
         assert check_scores(form, "mine", ["a", "b"]) == [1.0, 2.0]
