@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from .distributed import check_same, in_place, interleave, of_each, share, start
-from .fast import prepare_models, training_modes
+from .fast import prepare_models, training_modes, upload
 from .files.checkpoint import load_state, save_state
 from .inputs import (check_groups, check_models, check_pairs, check_ppo_config, check_scores, check_temperature, check_trainable,
                      penalise_missing_eos, warn_of_filters, warn_of_negative_kl)
@@ -373,7 +373,7 @@ class PPOTrainer:
     def forward_pass(self, batch: Batch, minibatches: list[list[int]]) -> None:
         """Fill in what policy and reference say of the responses. In the micro-batches of the first epoch: the same rows in the
         same shapes go through the same kernels, so the first minibatch's ratio is 1 to the last bit, in every precision."""
-        batch.mask = response_mask(batch.responses).to(self.model.device)
+        (batch.mask,) = upload([response_mask(batch.responses)], self.model.device)
         full = self.config.kl_penalty == "full"
         columns = self.model.v_head.weight.new_zeros(4 if full else 3, *batch.mask.shape)
         batch.logprobs, batch.ref_logprobs, batch.values = columns[:3]                                  # views of it

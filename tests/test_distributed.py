@@ -127,7 +127,7 @@ def test_an_error_on_one_process_ends_all(tmp_path):
 def test_scores_are_those_of_the_first_process(tmp_path):
     status, printed, errors = finish(torchrun(2, HERE / "processes.py", "other scores"))
     assert status == 0, errors
-    assert sorted(printed.split("\n"))[1:] == ["process 0 is through, 2, True", "process 1 is through, 2, False"]
+    assert "process 0 is through, 2, True" in printed and "process 1 is through, 2, False" in printed
 
 
 @pytest.mark.parametrize("mode", ["other configuration", "other queries"])
