@@ -1,8 +1,7 @@
-"""One batch on several processes, which together compute what one computes: `torchrun --nproc-per-node 4 script.py`.
+"""One batch on several processes, which together compute what one computes; without torchrun nothing happens here.
 
-Every process holds the whole batch, all random numbers and all weights. Shared out are decoding, forward and backward passes:
-each fills in its rows of zeros, or has the gradient of its rows, and their sum is what one process would have. What follows,
-from whitening to clipping, each computes from the same numbers. Without torchrun nothing happens here.
+Every process holds the whole batch, all random numbers and all weights. Shared out are decoding, forward and backward passes: each
+fills in its rows of zeros, or has the gradient of its rows, and the sum is what one process has. The rest each computes for itself.
 """
 
 import atexit
@@ -30,9 +29,9 @@ def start() -> tuple[bool, int]:
         timeout = timedelta(seconds=float(os.environ.get("MINIPPO_TIMEOUT", 1800)))             # that one waits for another
         store, number, n = next(dist.rendezvous("env://", timeout=timeout))
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)      # of this start, not of one before
-        if cuda := default_device().type == "cuda":
+        if nccl := int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count():     # it wants a card for each process
             torch.cuda.set_device(default_device())
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=number, world_size=n, timeout=timeout)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=number, world_size=n, timeout=timeout)
         atexit.register(dist.destroy_process_group)
         check_same("version of minippo", *(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
     return rank() == 0, world_size()
@@ -50,8 +49,9 @@ def speaks() -> bool:                                       # the first of those
     return world_size() == 1 or store.compare_set("minippo/speaker", "", str(rank())).decode() == str(rank())
 
 
-def default_device() -> torch.device:                       # CUDA where there is one, another one for each process
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+def default_device() -> torch.device:                       # CUDA where there is one, another one for each process as far as they go
+    card = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
+    return torch.device("cuda", card) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def share(rows: Sequence) -> Sequence:                      # may be empty: more processes than rows

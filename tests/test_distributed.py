@@ -49,6 +49,14 @@ def test_one_process_shares_with_nobody():
     assert tensor.tolist() == [1, 1] and list(distributed.share(range(3))) == [0, 1, 2]
 
 
+def test_each_process_takes_a_card_of_its_own_as_far_as_they_go(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for rank, card in ((0, 0), (1, 1), (2, 0)):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert distributed.default_device() == torch.device("cuda", card)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_every_row_belongs_to_one_process_and_comes_back_to_its_place(n, rows, monkeypatch):
