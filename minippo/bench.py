@@ -53,6 +53,8 @@ class BenchConfig:
     ppo_epochs: int = 4                     # passes over the batch in an update
     mini_batch_size: int | None = None      # responses per forward and backward pass; none: the whole batch
     gradient_accumulation_steps: int = 1    # passes per optimizer step
+    advantage: str = "gae"                  # gae: with a value head; reinforce, rloo, grpo: without
+    group_size: int = 1                     # consecutive responses to each query
     # machine
     device: str | None = None               # cpu, cuda or cuda:1; none: CUDA where there is one
     dtype: str | None = None                # of the blocks: float32, bfloat16 or float16; none: bfloat16 on a GPU that has it
@@ -77,6 +79,7 @@ class BenchConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.warmup < 0 or not self.ceiling_seconds >= 0:
             raise ValueError(f"warmup and ceiling_seconds cannot be negative, got {self.warmup} and {self.ceiling_seconds}")
+        PPOConfig(batch_size=self.batch, advantage=self.advantage, group_size=self.group_size)          # refuses what it cannot be
         if self.query_max < self.query_min:
             raise ValueError(f"query_max must be at least query_min, which is {self.query_min}; got {self.query_max}")
         if self.query_max + self.new_tokens > self.sizes.n_positions:
@@ -91,8 +94,9 @@ class BenchConfig:
 
     @property
     def query_lengths(self) -> list[int]:
-        """From query_min to query_max in even steps; a single query has the length in the middle."""
-        steps = [b / (self.batch - 1) for b in range(self.batch)] if self.batch > 1 else [0.5]
+        """From query_min to query_max in even steps; a single query has the length in the middle. The same within a group."""
+        groups = self.batch // self.group_size
+        steps = [g / (groups - 1) if groups > 1 else 0.5 for g in range(groups) for _ in range(self.group_size)]
         return [self.query_min + round((self.query_max - self.query_min) * step) for step in steps]
 
     @property
@@ -269,7 +273,8 @@ def print_estimate(config: BenchConfig) -> bool:
 
 def make_queries(config: BenchConfig) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, config.sizes.vocab_size, (n,), generator=generator) for n in config.query_lengths]
+    queries = [torch.randint(0, config.sizes.vocab_size, (n,), generator=generator) for n in config.query_lengths]
+    return [queries[b - b % config.group_size] for b in range(config.batch)]
 
 
 def make_trainer(config: BenchConfig) -> PPOTrainer:
@@ -279,7 +284,8 @@ def make_trainer(config: BenchConfig) -> PPOTrainer:
         model = GPT2WithValueHead(config.sizes, dtype=DTYPES[config.precision])
     return PPOTrainer(PPOConfig(batch_size=config.batch, mini_batch_size=config.micro_batch, ppo_epochs=config.ppo_epochs,
                                 gradient_accumulation_steps=config.gradient_accumulation_steps, learning_rate=LEARNING_RATE,
-                                gradient_checkpointing=config.gradient_checkpointing, compile=config.compile), model)
+                                gradient_checkpointing=config.gradient_checkpointing, compile=config.compile,
+                                advantage=config.advantage, group_size=config.group_size), model)
 
 
 def run_iteration(config: BenchConfig, trainer: PPOTrainer, queries: list[Tensor]) -> dict[str, float]:
