@@ -105,7 +105,8 @@ def plan_ppo(config: DemoConfig, out: Path) -> tuple[RunConfig, PPOConfig]:
     run = RunConfig(str(out / "pretrained"), str(out / "prompts.txt"),
                     f'model:"{out / "reward-model"}" + 0*minippo.training.demo:true_scores', str(out / "ppo"), config.steps,
                     max_new_tokens=RESPONSE_TOKENS, lr_schedule="linear", warmup=config.steps // 10,
-                    save_every=20 if config.target is None else 1, sample_every=20, one_line=True, device=config.device, dtype=config.dtype)
+                    save_every=20 if config.target is None else 1, sample_every=20, one_line=True,
+                    device=config.device, dtype=config.dtype)
     ppo = PPOConfig(batch_size=config.batch_size, mini_batch_size=-(-config.batch_size // 2), ppo_epochs=2, seed=config.seed,
                     learning_rate=config.learning_rate, advantage=config.advantage, group_size=config.group_size,
                     init_kl_coef=config.kl_coef, horizon=2000.0,        # a demo is over after 2560 responses
@@ -115,8 +116,7 @@ def plan_ppo(config: DemoConfig, out: Path) -> tuple[RunConfig, PPOConfig]:
 
 @torch.no_grad()
 def measure(config: DemoConfig, out: Path, folder: Path, n: int = 200) -> tuple[list, dict]:
-    """Let the policy in `folder` continue n openings, not those of the prompts and always with the same random numbers; returns texts,
-    and what they are worth by name."""
+    """Let the policy in `folder` continue n fresh openings, with fixed random numbers; returns texts, and what they are worth by name."""
     device, dtype = pick_device(config.device), pick_dtype(config.dtype)
     policy, writer = (GPT2WithValueHead.from_pretrained(str(path), device, dtype) for path in (folder, out / "pretrained"))
     judge, openings = RewardModel.from_pretrained(out / "reward-model", device, dtype), review_queries(n, seed=4 * config.seed + 3)
@@ -134,10 +134,10 @@ def measure(config: DemoConfig, out: Path, folder: Path, n: int = 200) -> tuple[
 
 
 class Race:
-    """The true score as a score function that ends the run once fresh reviews reach config.target. Its clock stands while it measures."""
+    """The true score as a score function; it ends the run once fresh reviews reach config.target. Its clock stands meanwhile."""
 
     def __init__(self, config: DemoConfig, out: Path):
-        self.config, self.out, self.start = config, out, time.process_time()    # of one thread: others on the machine do not count
+        self.config, self.out, self.start = config, out, time.process_time()    # whoever shares the machine
 
     def won(self) -> str:
         """How the newest checkpoint reaches the target, in words; empty: it does not."""
