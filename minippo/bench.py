@@ -54,6 +54,8 @@ class BenchConfig:
     ppo_epochs: int = 4                     # passes over the batch in an update
     mini_batch_size: int | None = None      # responses per forward and backward pass; none: the whole batch
     gradient_accumulation_steps: int = 1    # passes per optimizer step
+    advantage: str = "gae"                  # gae: with a value head; reinforce, rloo, grpo: without
+    group_size: int = 1                     # consecutive responses to each query
     # machine
     device: str | None = None               # cpu, cuda or cuda:1; none: CUDA where there is one
     dtype: str | None = None                # of the blocks: float32, bfloat16 or float16; none: bfloat16 on a GPU that has it
@@ -76,6 +78,7 @@ class BenchConfig:
         require(self, "mini_batch_size", "none or at least 1", lambda n: n >= 1, optional=True)
         require(self, "warmup ceiling_seconds", "at least 0", lambda x: x >= 0)
         require(self, "memory_gb", "none or above 0", lambda x: x > 0, optional=True)
+        PPOConfig(batch_size=self.batch, advantage=self.advantage, group_size=self.group_size)          # refuses what it cannot be
         room = self.sizes.n_positions - self.new_tokens
         require(self, "query_max", f"at least query_min, {self.query_min}, and at most the {self.sizes.n_positions} positions of "
                 f"{self.model} less new_tokens, {room}", lambda n: self.query_min <= n <= room)
@@ -86,8 +89,9 @@ class BenchConfig:
 
     @property
     def query_lengths(self) -> list[int]:
-        """From query_min to query_max in even steps; a single query has the length in the middle."""
-        steps = [b / (self.batch - 1) for b in range(self.batch)] if self.batch > 1 else [0.5]
+        """From query_min to query_max in even steps; a single query has the length in the middle. The same within a group."""
+        groups = self.batch // self.group_size
+        steps = [g / (groups - 1) if groups > 1 else 0.5 for g in range(groups) for _ in range(self.group_size)]
         return [self.query_min + round((self.query_max - self.query_min) * step) for step in steps]
 
     @property
@@ -253,7 +257,8 @@ def print_estimate(config: BenchConfig) -> bool:
 
 def make_queries(config: BenchConfig) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, config.sizes.vocab_size, (n,), generator=generator) for n in config.query_lengths]
+    queries = [torch.randint(0, config.sizes.vocab_size, (n,), generator=generator) for n in config.query_lengths]
+    return [queries[b - b % config.group_size] for b in range(config.batch)]
 
 
 def make_trainer(config: BenchConfig) -> PPOTrainer:
@@ -263,7 +268,8 @@ def make_trainer(config: BenchConfig) -> PPOTrainer:
         model = GPT2WithValueHead(config.sizes, dtype=DTYPES[config.precision])
     return PPOTrainer(PPOConfig(batch_size=config.batch, mini_batch_size=config.micro_batch, ppo_epochs=config.ppo_epochs,
                                 gradient_accumulation_steps=config.gradient_accumulation_steps, learning_rate=LEARNING_RATE,
-                                gradient_checkpointing=config.gradient_checkpointing, compile=config.compile), model)
+                                gradient_checkpointing=config.gradient_checkpointing, compile=config.compile,
+                                advantage=config.advantage, group_size=config.group_size), model)
 
 
 def run_iteration(config: BenchConfig, trainer: PPOTrainer, queries: list[Tensor]) -> dict[str, float]:

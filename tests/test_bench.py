@@ -238,6 +238,15 @@ def test_other_settings_reach_the_trainer():
     assert config.updates == 3 * 2 == trainer.optimizer.state[trainer.trainable[0]]["step"]
 
 
+def test_without_a_critic_in_groups():
+    """Four responses are two queries, the shortest and the longest, twice each; the trainer leaves the value head alone."""
+    config = replace(TINY, batch=4, advantage="rloo", group_size=2, iterations=1)
+    queries, trainer = bench.make_queries(config), bench.make_trainer(config)
+    assert config.query_lengths == list(map(len, queries)) == [4, 4, 8, 8] and torch.equal(queries[2], queries[3])
+    assert set(bench.run_iteration(config, trainer, queries)) == set(bench.PHASES)
+    assert not trainer.critic and not trainer.model.v_head.weight.any()
+
+
 def test_times_of_skipped_steps_are_refused():
     """With a ratio threshold below 1 every minibatch is skipped: nothing was trained, and no time is reported for it."""
     trainer = bench.make_trainer(TINY)
@@ -250,6 +259,8 @@ def test_times_of_skipped_steps_are_refused():
     ({"model": "gpt3"}, "gpt2-xl, tiny; got 'gpt3'"), ({"dtype": "fp8"}, "float32, bfloat16, float16; got 'fp8'"), ({"batch": 0}, "batch must be at least 1, got 0"),
     ({"mini_batch_size": 0}, "mini_batch_size"), ({"warmup": -1}, "warmup must be at least 0, got -1"), ({"query_max": 7}, "at least query_min, 8, .* got 7"),
     ({"query_max": 1010}, "at most the 1024 positions of gpt2 less new_tokens, 1000, got 1010"), ({"memory_gb": 0.0}, "memory_gb must be none or above 0"),
+    ({"advantage": "vtrace"}, "advantage must be gae, .* got 'vtrace'"), ({"advantage": "grpo"}, "group_size must be 2 or more, got 1"),
+    ({"group_size": 3}, "batch_size 8 is not a multiple of group_size 3"),
 ])
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -1,13 +1,15 @@
-"""Does it learn as well as TRL, and what does each detail of OpenAI's code do? Both on a toy, five seeds each.
+"""Does it learn as well as TRL? Do PPO, REINFORCE, RLOO and GRPO differ? What does each detail of OpenAI's code do?
 
-The toy: a two-layer GPT-2, pretrained on the built-in film reviews, continues the beginning of a review; the score is
-`data.true_score` of the whole text, the share of its opinion words that praise. Everything is drawn anew for each seed: the
-reviews, the initial weights, the queries. Both sides start from the same weights and see the same queries in the same order.
-A run's result is the mean of its last ten updates; what follows a ± is the standard error over the seeds.
+On a toy, five seeds each: a two-layer GPT-2, pretrained on the built-in film reviews, continues the beginning of a review; the
+score is `data.true_score` of the whole text, the share of its opinion words that praise. Everything is drawn anew for each seed: the
+reviews, the initial weights, the queries. All start from the same weights and see the same queries in the same order (RLOO and GRPO the
+first 16 of each 64, four times each). A run's result is the mean of its last ten updates; what follows a ± is the standard error.
 
     python tests/peers/learning.py --run frontier       minippo and TRL 0.11.4 at several kl_coef: appends to golden/learning.csv
+    python tests/peers/learning.py --run family         the four kinds of advantage at several kl_coef: appends to golden/family.csv
     python tests/peers/learning.py --run details        one detail at a time: appends to golden/details.csv
-    python tests/peers/learning.py --summary            the frontier from the CSV, and the figure golden/learning.svg
+    python tests/peers/learning.py --summary            minippo and TRL from the CSV, and the figure golden/learning.svg
+    python tests/peers/learning.py --family             the family from the CSV, and the figure golden/family.svg
     python tests/peers/learning.py --details-table      the table in the README, from the CSV
 
 Each --run takes about eight minutes on one core. A run that the CSV already has is not repeated: an interrupted series
@@ -40,11 +42,11 @@ from minippo.training.pretrain import PretrainConfig, pretrain  # noqa: E402
 from minippo.files.tokenizer import Tokenizer  # noqa: E402
 from minippo.training.bpe import train_bpe  # noqa: E402
 
-LEARNING, DETAILS, FIGURE = (TESTS / "golden" / name for name in ("learning.csv", "details.csv", "learning.svg"))
+LEARNING, FAMILY, DETAILS = (TESTS / "golden" / name for name in ("learning.csv", "family.csv", "details.csv"))
 SEEDS = range(5)
 KL_COEFS = (0.02, 0.05, 0.1, 0.3)
-DETAIL_KL_COEF = 0.1
-UPDATES, LAST = 50, 10                      # updates of a run; the last ones, over which its result is averaged
+DETAIL_KL_COEF = TIME_KL_COEF = 0.1
+UPDATES, LAST, WINDOW = 50, 10, 5           # updates of a run; the last ones, its result; those of a point of a curve over time
 BATCH, NEW_TOKENS = 64, 16
 SIZES = {"n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 4}
 VOCAB = 768                                 # most words of the reviews are then one token
@@ -118,10 +120,11 @@ def texts_of(toy: Toy, queries: Sequence[str], responses: Sequence[Tensor]) -> l
 
 
 class Point(NamedTuple):
-    """Means over a batch, before its update; or over the last batches of a run."""
+    """Means over a batch, before its update; or over several batches of a run."""
     score: float        # true_score
     kl: float           # of a response, in nats
     stopped: float      # share of the responses with a full stop
+    seconds: float      # of CPU since the run began, this batch and its update included
 
 
 def learn(trainer, toy: Toy, reward: Callable[[str, str], float] = lambda query, text: true_score(text)) -> list[Point]:
@@ -132,15 +135,16 @@ def learn(trainer, toy: Toy, reward: Callable[[str, str], float] = lambda query,
     eos = toy.tokenizer.eos_token_id
     sampling = {"min_length": -1, "top_k": 0.0, "top_p": 1.0, "do_sample": True, "pad_token_id": eos, "eos_token_id": eos,
                 "max_new_tokens": NEW_TOKENS}
-    history = []
+    history, began, group_size = [], time.process_time(), getattr(trainer.config, "group_size", 1)
     for start in range(0, len(toy.queries), BATCH):
-        queries = toy.queries[start:start + BATCH]
+        queries = [query for query in toy.queries[start:start + BATCH // group_size] for _ in range(group_size)]
         query_tokens = [torch.tensor(toy.tokenizer.encode(query)) for query in queries]
         responses = trainer.generate(query_tokens, return_prompt=False, **sampling)
         texts = texts_of(toy, queries, responses)
         stats = trainer.step(query_tokens, responses, [torch.tensor(reward(q, text)) for q, text in zip(queries, texts)])
         history.append(Point(statistics.fmean(map(true_score, texts)), float(stats["objective/kl"]),
-                             statistics.fmean("." in text[len(q):] for q, text in zip(queries, texts))))
+                             statistics.fmean("." in text[len(q):] for q, text in zip(queries, texts)),
+                             time.process_time() - began))
     return history
 
 
@@ -191,7 +195,7 @@ class Detail(NamedTuple):
 
 
 def setting(**settings) -> Callable[[Toy], tuple]:
-    return lambda toy: (minippo_trainer(toy, init_kl_coef=DETAIL_KL_COEF, **settings),)
+    return lambda toy: (minippo_trainer(toy, **{"init_kl_coef": DETAIL_KL_COEF} | settings),)
 
 
 DETAIL_TABLE = {
@@ -237,35 +241,41 @@ def append_rows(path: Path, rows: list[dict]) -> None:
 
 
 SIDES = {"minippo": minippo_trainer, "trl": trl_trainer}
+GROUP_SIZES = {"gae": 1, "reinforce": 1, "rloo": 4, "grpo": 4}      # of each kind of advantage: 64 queries an update, or 16
+
+
+def run_series(path: Path, seeds: Sequence[int], names: Sequence[str], runs: dict[tuple[str, ...], Callable[[Toy], tuple]],
+               columns: Sequence[str], toy_for: Callable[[int], Toy]) -> None:
+    """Append to the CSV each run that it lacks: for every seed those of `runs`, {values of the columns `names`: a Detail.make}."""
+    for seed in seeds:
+        done = {tuple(row[name] for name in names) for row in read_rows(path) if int(row["seed"]) == seed}
+        wanted = [key for key in runs if key not in done]
+        toy = toy_for(seed) if wanted else None
+        for key in wanted:
+            trainer, *reward = runs[key](toy)
+            history = learn(trainer, toy, *reward)
+            append_rows(path, [{"seed": seed} | dict(zip(names, key)) | {"update": i}
+                               | {name: f"{getattr(point, name):.4f}" for name in columns} for i, point in enumerate(history)])
+            print(f"seed {seed}, {', '.join(key)}: {history[-1].seconds:.0f} s of CPU", flush=True)
 
 
 def run_frontier(path: Path = LEARNING, seeds: Sequence[int] = SEEDS, kl_coefs: Sequence[float] = KL_COEFS,
                  sides: Sequence[str] = tuple(SIDES), toy_for: Callable[[int], Toy] = make_toy) -> None:
-    for seed in seeds:
-        done = {(row["side"], float(row["kl_coef"])) for row in read_rows(path) if int(row["seed"]) == seed}
-        wanted = [(side, kl_coef) for kl_coef in kl_coefs for side in sides if (side, kl_coef) not in done]
-        toy = toy_for(seed) if wanted else None
-        for side, kl_coef in wanted:
-            started = time.process_time()
-            history = learn(SIDES[side](toy, init_kl_coef=kl_coef), toy)
-            append_rows(path, [{"seed": seed, "side": side, "kl_coef": kl_coef, "update": i, "score": f"{point.score:.4f}",
-                                "kl": f"{point.kl:.4f}"} for i, point in enumerate(history)])
-            print(f"seed {seed}, {side}, kl_coef {kl_coef}: {time.process_time() - started:.0f} s of CPU", flush=True)
+    runs = {(side, str(kl_coef)): lambda toy, side=side, kl_coef=kl_coef: (SIDES[side](toy, init_kl_coef=kl_coef),)
+            for kl_coef in kl_coefs for side in sides}
+    run_series(path, seeds, ("side", "kl_coef"), runs, ("score", "kl"), toy_for)
+
+
+def run_family(path: Path = FAMILY, seeds: Sequence[int] = SEEDS, kl_coefs: Sequence[float] = KL_COEFS,
+               toy_for: Callable[[int], Toy] = make_toy) -> None:
+    runs = {(kind, str(kl_coef)): setting(advantage=kind, group_size=group_size, init_kl_coef=kl_coef)
+            for kl_coef in kl_coefs for kind, group_size in GROUP_SIZES.items()}
+    run_series(path, seeds, ("kind", "kl_coef"), runs, ("score", "kl", "seconds"), toy_for)
 
 
 def run_details(path: Path = DETAILS, seeds: Sequence[int] = SEEDS, names: Sequence[str] = tuple(DETAIL_TABLE),
                 toy_for: Callable[[int], Toy] = make_toy) -> None:
-    for seed in seeds:
-        done = {row["detail"] for row in read_rows(path) if int(row["seed"]) == seed}
-        wanted = [name for name in names if name not in done]
-        toy = toy_for(seed) if wanted else None
-        for name in wanted:
-            started = time.process_time()
-            trainer, *reward = DETAIL_TABLE[name].make(toy)
-            history = learn(trainer, toy, *reward)
-            append_rows(path, [{"seed": seed, "detail": name, "update": i, "score": f"{point.score:.4f}",
-                                "kl": f"{point.kl:.4f}", "stopped": f"{point.stopped:.4f}"} for i, point in enumerate(history)])
-            print(f"seed {seed}, {name}: {time.process_time() - started:.0f} s of CPU", flush=True)
+    run_series(path, seeds, ("detail",), {(name,): DETAIL_TABLE[name].make for name in names}, ("score", "kl", "stopped"), toy_for)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -286,55 +296,93 @@ def mean(numbers: Sequence[float]) -> Mean:
     return Mean(statistics.fmean(numbers), statistics.stdev(numbers) / math.sqrt(len(numbers)))
 
 
-def results(rows: list[dict[str, str]], *keys: str) -> dict[tuple[str, ...], list[Point]]:
-    """{values of the keys: one Point a seed, the mean of its last updates, in the order of the seeds}."""
+def results(rows: list[dict[str, str]], *keys: str, updates: slice | None = None) -> dict[tuple[str, ...], list[Point]]:
+    """{values of the keys: one Point a seed, the mean of these updates, by default the last, in the order of the seeds}."""
     runs: dict[tuple, list[dict]] = {}
     for row in rows:
         runs.setdefault((*(row[key] for key in keys), row["seed"]), []).append(row)
     grouped: dict[tuple, list[Point]] = {}
     for (*group, _), run in sorted(runs.items(), key=lambda item: int(item[0][-1])):
-        last = sorted(run, key=lambda row: int(row["update"]))[-LAST:]
-        columns = [statistics.fmean(float(row.get(name, "nan")) for row in last) for name in Point._fields]
+        some = sorted(run, key=lambda row: int(row["update"]))[updates or slice(-LAST, None)]
+        columns = [statistics.fmean(float(row.get(name, "nan")) for row in some) for name in Point._fields]
         grouped.setdefault(tuple(group), []).append(Point(*columns))
     return grouped
 
 
-def score_at(points: Sequence[Point], kl: float) -> float | None:
-    """The score of one seed's frontier at this KL, on the straight line between its neighbours; None outside it."""
-    points = sorted(points, key=lambda point: point.kl)
-    for left, right in zip(points, points[1:]):
-        if left.kl <= kl <= right.kl:
-            return left.score + (right.score - left.score) * (kl - left.kl) / (right.kl - left.kl)
+def score_at(points: Sequence[Point], x: float, axis: str = "kl") -> float | None:
+    """The score of one seed's points at this KL (or second), on the straight line between its neighbours; None outside them."""
+    points = sorted((getattr(point, axis), point.score) for point in points)
+    for (left, low), (right, high) in zip(points, points[1:]):
+        if left <= x <= right:
+            return low + (high - low) * (x - left) / (right - left)
     return None
 
 
-def compare(rows: list[dict[str, str]]) -> dict[str, dict[float, Mean]]:
-    """minippo minus TRL, seed by seed: in score - kl_coef * KL, which is maximised, at each kl_coef; in the score at equal KL."""
-    runs = results(rows, "side", "kl_coef")
-    kl_coefs = sorted({row["kl_coef"] for row in rows}, key=float)
-    objective = {float(kl_coef): mean([ours.score - theirs.score - float(kl_coef) * (ours.kl - theirs.kl)
-                                       for ours, theirs in zip(runs["minippo", kl_coef], runs["trl", kl_coef])])
+class Comparison(NamedTuple):
+    """What a CSV compares."""
+    key: str                    # the column with its names
+    labels: dict[str, str]      # of these names
+    base: str                   # the one that the others are compared with
+
+
+SIDE = Comparison("side", {"minippo": "minippo", "trl": "TRL 0.11.4"}, base="trl")
+KIND = Comparison("kind", {"gae": "PPO", "reinforce": "REINFORCE", "rloo": "RLOO", "grpo": "GRPO"}, base="gae")
+
+
+def kl_coefs_of(rows: list[dict[str, str]]) -> list[str]:
+    return sorted({row["kl_coef"] for row in rows}, key=float)
+
+
+def compare(rows: list[dict[str, str]], key: str = "side", ours: str = "minippo", theirs: str = "trl") -> dict[str, dict[float, Mean]]:
+    """Ours minus theirs, seed by seed: in score - kl_coef * KL, which is maximised, at each kl_coef; in the score at equal KL."""
+    runs, kl_coefs = results(rows, key, "kl_coef"), kl_coefs_of(rows)
+    objective = {float(kl_coef): mean([our.score - their.score - float(kl_coef) * (our.kl - their.kl)
+                                       for our, their in zip(runs[ours, kl_coef], runs[theirs, kl_coef])])
                  for kl_coef in kl_coefs}
-    ours, theirs = (list(zip(*[runs[side, kl_coef] for kl_coef in kl_coefs])) for side in SIDES)    # a frontier for each seed
+    frontiers = [list(zip(*[runs[name, kl_coef] for kl_coef in kl_coefs])) for name in (ours, theirs)]     # one for each seed
     equal_kl = {}
     for kl in range(1, 20):
-        pairs = [(score_at(our, kl), score_at(their, kl)) for our, their in zip(ours, theirs)]
-        if all(None not in pair for pair in pairs):                                                 # all ten frontiers reach it
+        pairs = [(score_at(our, kl), score_at(their, kl)) for our, their in zip(*frontiers)]
+        if all(None not in pair for pair in pairs):                                                 # all frontiers reach it
             equal_kl[kl] = mean([our - their for our, their in pairs])
     return {"objective": objective, "equal KL": equal_kl}
 
 
-def summary(rows: list[dict[str, str]]) -> str:
-    """The two frontiers as a table, and minippo's differences from TRL."""
-    runs, differences = results(rows, "side", "kl_coef"), compare(rows)
-    lines = ["kl_coef " + "".join(f"{side + ': score':>24}{'KL':>15}" for side in SIDES)]
-    for kl_coef in sorted({row["kl_coef"] for row in rows}, key=float):
-        cells = [mean([getattr(run, name) for run in runs[side, kl_coef]]).show(digits)
-                 for side in SIDES for name, digits in (("score", 3), ("kl", 2))]
-        lines.append("{:8}{:>24}{:>15}{:>24}{:>15}".format(kl_coef, *cells))
-    lines += ["", "minippo - TRL, seed by seed"]
-    lines += [f"  score - kl_coef * KL, kl_coef {kl_coef}: {m.show(3, '+')}" for kl_coef, m in differences["objective"].items()]
-    lines += [f"  score at a KL of {kl}: {m.show(3, '+')}" for kl, m in differences["equal KL"].items()]
+def summary(rows: list[dict[str, str]], of: Comparison = SIDE) -> str:
+    """The frontiers as a Markdown table, and the differences from the base."""
+    runs = results(rows, of.key, "kl_coef")
+    lines = ["| kl_coef | | score | KL | score - kl_coef * KL |", "|---|---|---|---|---|"]
+    for kl_coef in kl_coefs_of(rows):
+        for name, label in of.labels.items():
+            score, kl, objective = (mean(column) for column in zip(*[(run.score, run.kl, run.score - float(kl_coef) * run.kl)
+                                                                     for run in runs[name, kl_coef]]))
+            lines.append(f"| {kl_coef} | {label} | {score.show(3)} | {kl.show(2)} | {objective.show(3)} |")
+    for name in [name for name in of.labels if name != of.base]:
+        differences = compare(rows, of.key, name, of.base)
+        lines += ["", f"{of.labels[name]} - {of.labels[of.base]}, seed by seed"]
+        lines += [f"  score - kl_coef * KL, kl_coef {kl_coef}: {m.show(3, '+')}" for kl_coef, m in differences["objective"].items()]
+        lines += [f"  score at a KL of {kl}: {m.show(3, '+')}" for kl, m in differences["equal KL"].items()]
+    return "\n".join(lines)
+
+
+def over_time(rows: list[dict[str, str]]) -> dict[str, list[list[Point]]]:
+    """{kind of advantage: how it learns at TIME_KL_COEF: of every WINDOW updates a Point a seed, their mean}."""
+    some = [row for row in rows if float(row["kl_coef"]) == TIME_KL_COEF]
+    updates = 1 + max(int(row["update"]) for row in some)
+    windows = [results(some, "kind", updates=slice(i, i + WINDOW)) for i in range(0, updates, WINDOW)]
+    return {name: [window[name,] for window in windows] for name in KIND.labels}
+
+
+def time_summary(rows: list[dict[str, str]]) -> str:
+    """The score against the seconds."""
+    lines = [f"kl_coef {TIME_KL_COEF}: seconds of CPU that a run takes, and the score after so many of them"]
+    whole = results(rows, "kind", "kl_coef", updates=slice(-1, None))
+    for name, windows in over_time(rows).items():
+        curves, cells = list(zip(*windows)), [mean([run.seconds for run in whole[name, str(TIME_KL_COEF)]]).show(2)]
+        for second in range(1, 60):
+            scores = [score_at(curve, second, "seconds") for curve in curves]
+            cells += [] if None in scores else [f"{second} s: {mean(scores).show(3)}"]
+        lines.append(f"  {KIND.labels[name]}: {'; '.join(cells)}")
     return "\n".join(lines)
 
 
@@ -350,7 +398,7 @@ def details_table(rows: list[dict[str, str]]) -> str:
     columns = ["detail", "how", "what it is", "source", "score", "KL", "full stops", f"score - {DETAIL_KL_COEF} KL, gain"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, detail in DETAIL_TABLE.items():
-        score, kl, stopped = (mean([getattr(run, field) for run in runs[name,]]) for field in Point._fields)
+        score, kl, stopped = (mean([getattr(run, field) for run in runs[name,]]) for field in ("score", "kl", "stopped"))
         cells = [name, detail.how, detail.what, detail.source, score.show(3), kl.show(2), f"{stopped.value:.0%}",
                  "" if name == "default" else gain(runs, name).show(3, "+")]
         lines.append(f"| {' | '.join(cells)} |")
@@ -361,84 +409,115 @@ def details_table(rows: list[dict[str, str]]) -> str:
 # the figure
 # ---------------------------------------------------------------------------------------------------------------------
 
-WIDTH, HEIGHT = 360, 330                    # of a phone; everything below is in these units
-LEFT, RIGHT, TOP, BOTTOM = 44, 348, 40, 268
-STYLE = """
-text { font: 12px system-ui, sans-serif; fill: var(--ink) }
-svg { --card: #fff; --ink: #1c2024; --line: #d9dbd7; --minippo: #0072b2; --trl: #c75300 }
-@media (prefers-color-scheme: dark) { svg { --card: #191d21; --ink: #e7e9eb; --line: #343b41; --minippo: #5db7ea; --trl: #ff9a55 } }
-.card { fill: var(--card) } .grid { stroke: var(--line) }
-.minippo { fill: var(--minippo); stroke: var(--minippo) } .trl { fill: var(--trl); stroke: var(--trl) }
-polyline { stroke-width: 2; fill: none !important } polyline.trl { stroke-dasharray: 5 4 }
-.bar { stroke-width: 1.5 } .seed { opacity: .35; stroke: none }
-"""
-LABELS = {"minippo": "minippo", "trl": "TRL 0.11.4"}
+WIDTH, HEIGHT = 360, 310                    # of a panel on a phone; everything below is in these units
+LEFT, RIGHT, TOP, BOTTOM = 44, 348, 60, 268
+# of each name in turn: its colour on white and on black, its dashes, its mark; told apart without colours, too
+LOOKS = [("#0072b2", "#5db7ea", "none", ""), ("#c75300", "#ff9a55", "5 4", "-.9,-.9 .9,-.9 .9,.9 -.9,.9"),
+         ("#00795c", "#42c99b", "2 3", "0,-1.2 1.2,.9 -1.2,.9"), ("#8a4a94", "#dc9fe0", "8 3 2 3", "0,-1.3 1.3,0 0,1.3 -1.3,0")]
+Panel = NamedTuple("Panel", [("x_label", str), ("seeds", dict), ("means", dict)])       # {name: [(x, y)]}, {name: [(Mean, Mean)]}
 
 
-def marker(side: str, x: float, y: float, size: float, more: str = "") -> str:
-    """A circle for minippo, a square for TRL: told apart without colours, too."""
-    if side == "minippo":
-        return f'<circle class="{side}{more}" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"/>'
-    return f'<rect class="{side}{more}" x="{x - size:.1f}" y="{y - size:.1f}" width="{2 * size:.1f}" height="{2 * size:.1f}"/>'
+def marker(corners: str, x: float, y: float, size: float, more: str = "") -> str:
+    """A circle, or the polygon with these corners."""
+    if not corners:
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}"{more}/>'
+    points = " ".join(f"{x + size * float(dx):.1f},{y + size * float(dy):.1f}" for dx, dy in (corner.split(",") for corner in corners.split()))
+    return f'<polygon points="{points}"{more}/>'
 
 
-def figure(rows: list[dict[str, str]]) -> str:
-    """Score against KL as an SVG: small marks are seeds, large ones their means with one standard error either way."""
-    runs = results(rows, "side", "kl_coef")
-    everything = [point for points in runs.values() for point in points]
-    x_step, y_step = 2, 0.1
-    x_max = x_step * math.ceil(max(point.kl for point in everything) / x_step)
-    y_min = y_step * math.floor(min(point.score for point in everything) / y_step)
+def draw(panel: Panel) -> list[str]:
+    """Scores against something: small marks are seeds, large ones means with one standard error either way."""
+    points = [(x.value + x.error, y.value - y.error) for means in panel.means.values() for x, y in means]
+    points += [point for seeds in panel.seeds.values() for point in seeds]
+    x_step = next(step for step in (0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000) if max(x for x, _ in points) <= 8 * step)
+    x_max, y_min = x_step * math.ceil(max(x for x, _ in points) / x_step), math.floor(10 * min(y for _, y in points)) / 10
+    x_of = lambda x: LEFT + (RIGHT - LEFT) * x / x_max
+    y_of = lambda score: BOTTOM - (BOTTOM - TOP) * (score - y_min) / (1 - y_min)
+    svg = [f'<text x="{x_of(i * x_step):.1f}" y="{BOTTOM + 17}" text-anchor="middle">{i * x_step:g}</text>'
+           for i in range(round(x_max / x_step) + 1)]
+    for i in range(round(10 * (1 - y_min)) + 1):
+        y = y_of(y_min + i / 10)
+        svg.append(f'<line class="grid" stroke="#d9dbd7" x1="{LEFT}" y1="{y:.1f}" x2="{RIGHT}" y2="{y:.1f}"/>'
+                   f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{y_min + i / 10:.1f}</text>')
+    svg.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 34}" text-anchor="middle">{panel.x_label}</text>'
+               f'<text x="{LEFT - 30}" y="{TOP - 16}">score</text>')
+    for number, (name, means) in enumerate(panel.means.items()):
+        colour, _, dashes, corners = LOOKS[number]
+        svg.append(f'<g class="look{number}" fill="{colour}" stroke="{colour}">')
+        svg += [marker(corners, x_of(x), y_of(y), 2, ' opacity=".35" stroke="none"') for x, y in panel.seeds.get(name, [])]
+        path = " ".join(f"{x_of(x.value):.1f},{y_of(y.value):.1f}" for x, y in means)
+        svg.append(f'<polyline points="{path}" fill="none" stroke-width="2" stroke-dasharray="{dashes}"/>')
+        for x, y in means:
+            dx, dy = x_of(x.error) - LEFT, BOTTOM - y_of(y_min + y.error)
+            svg += [f'<path d="M{x_of(x.value) - dx:.1f} {y_of(y.value):.1f}h{2 * dx:.1f}M{x_of(x.value):.1f} {y_of(y.value) - dy:.1f}'
+                    f'v{2 * dy:.1f}" stroke-width="1.5"/>', marker(corners, x_of(x.value), y_of(y.value), 3.5)]
+        svg.append("</g>")
+    return svg
 
-    def x_of(kl: float) -> float:
-        return LEFT + (RIGHT - LEFT) * kl / x_max
 
-    def y_of(score: float) -> float:
-        return BOTTOM - (BOTTOM - TOP) * (score - y_min) / (1 - y_min)
-
-    svg = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
-           "<title>Score against KL, minippo and TRL 0.11.4, five seeds</title>", f"<style>{STYLE}</style>",
-           f'<rect class="card" width="{WIDTH}" height="{HEIGHT}" rx="8"/>']
-    for kl in range(0, x_max + 1, x_step):
-        svg.append(f'<text x="{x_of(kl):.1f}" y="{BOTTOM + 17}" text-anchor="middle">{kl}</text>')
-    for i in range(round((1 - y_min) / y_step) + 1):
-        y = y_of(y_min + i * y_step)
-        svg.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{RIGHT}" y2="{y:.1f}"/>'
-                   f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{y_min + i * y_step:.1f}</text>')
-    svg.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 34}" text-anchor="middle">KL of a response, nats</text>'
-               f'<text x="{LEFT - 30}" y="{TOP - 20}">score</text>')
-    for number, (side, label) in enumerate(LABELS.items()):
-        groups = [points for key, points in runs.items() if key[0] == side]
-        svg += [marker(side, x_of(p.kl), y_of(p.score), 2, " seed") for points in groups for p in points]
-        means = sorted((mean([p.kl for p in points]), mean([p.score for p in points])) for points in groups)
-        path = " ".join(f"{x_of(kl.value):.1f},{y_of(score.value):.1f}" for kl, score in means)
-        svg.append(f'<polyline class="{side}" points="{path}"/>')
-        for kl, score in means:
-            x, y, dx, dy = x_of(kl.value), y_of(score.value), x_of(kl.error) - LEFT, BOTTOM - y_of(y_min + score.error)
-            svg += [f'<path class="{side} bar" d="M{x - dx:.1f} {y:.1f}H{x + dx:.1f}M{x:.1f} {y - dy:.1f}V{y + dy:.1f}"/>',
-                    marker(side, x, y, 4)]
-        x = LEFT + 60 + 110 * number
-        svg.append(marker(side, x, HEIGHT - 14, 4) + f'<text x="{x + 10}" y="{HEIGHT - 10}">{label}</text>')
+def figure(title: str, labels: dict[str, str], *panels: Panel) -> str:
+    """An SVG of the panels, one below the other. Its attributes are the light theme; the style sheet only knows the dark one."""
+    height = HEIGHT * len(panels)
+    dark = " ".join(f".look{i} {{ fill: {look[1]}; stroke: {look[1]} }}" for i, look in enumerate(LOOKS[:len(labels)]))
+    svg = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{1.4 * WIDTH:.0f}" height="{1.4 * height:.0f}" '
+           'role="img" fill="#1c2024" font-family="system-ui, sans-serif" font-size="12">', f"<title>{title}</title>",
+           "<style>@media (prefers-color-scheme: dark) "
+           f"{{ svg {{ fill: #e7e9eb }} .card {{ fill: #191d21 }} .grid {{ stroke: #343b41 }} {dark} }}</style>",
+           f'<rect class="card" width="{WIDTH}" height="{height}" rx="8" fill="#fff"/>']
+    widths = [34 + 7.2 * len(label) for label in labels.values()]
+    for number, label in enumerate(labels.values()):
+        x = (WIDTH - sum(widths)) / 2 + sum(widths[:number]) + 12
+        svg.append(f'<g class="look{number}" fill="{LOOKS[number][0]}">{marker(LOOKS[number][3], x, 18, 4)}</g>'
+                   f'<text x="{x + 9:.1f}" y="22">{label}</text>')
+    for number, panel in enumerate(panels):
+        svg += [f'<g transform="translate(0 {HEIGHT * number})">', *draw(panel), "</g>"]
     return "\n".join([*svg, "</svg>"]) + "\n"
+
+
+def frontier_panel(rows: list[dict[str, str]], of: Comparison) -> Panel:
+    runs, kl_coefs = results(rows, of.key, "kl_coef"), kl_coefs_of(rows)
+    return Panel("KL of a response, nats",
+                 {name: [(p.kl, p.score) for kl_coef in kl_coefs for p in runs[name, kl_coef]] for name in of.labels},
+                 {name: [(mean([p.kl for p in runs[name, kl_coef]]), mean([p.score for p in runs[name, kl_coef]]))
+                         for kl_coef in kl_coefs] for name in of.labels})
+
+
+def time_panel(rows: list[dict[str, str]]) -> Panel:
+    return Panel(f"seconds of CPU, kl_coef {TIME_KL_COEF}", {},
+                 {name: [(mean([p.seconds for p in points]), mean([p.score for p in points])) for points in windows]
+                  for name, windows in over_time(rows).items()})
+
+
+def learning_figure(rows: list[dict[str, str]]) -> str:
+    return figure("Score against KL, minippo and TRL 0.11.4, five seeds", SIDE.labels, frontier_panel(rows, SIDE))
+
+
+def family_figure(rows: list[dict[str, str]]) -> str:
+    return figure("Score against KL and against seconds: PPO, REINFORCE, RLOO, GRPO, five seeds", KIND.labels,
+                  frontier_panel(rows, KIND), time_panel(rows))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", choices=["frontier", "details"], help="train what the CSV does not have yet")
+    parser.add_argument("--run", choices=["frontier", "family", "details"], help="train what the CSV does not have yet")
     parser.add_argument("--summary", action="store_true", help="print the frontier and draw the figure")
+    parser.add_argument("--family", action="store_true", help="print how the four kinds of advantage compare, and draw their figure")
     parser.add_argument("--details-table", action="store_true", help="print the table of details, Markdown")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if args.run:
         warnings.simplefilter("ignore")                 # TRL's, on every call
-        {"frontier": run_frontier, "details": run_details}[args.run]()
+        {"frontier": run_frontier, "family": run_family, "details": run_details}[args.run]()
     if args.summary:
         print(summary(read_rows(LEARNING)))
-        FIGURE.write_text(figure(read_rows(LEARNING)), encoding="utf-8")
+        LEARNING.with_suffix(".svg").write_text(learning_figure(read_rows(LEARNING)), encoding="utf-8")
+    if args.family:
+        print(summary(read_rows(FAMILY), KIND), time_summary(read_rows(FAMILY)), sep="\n\n")
+        FAMILY.with_suffix(".svg").write_text(family_figure(read_rows(FAMILY)), encoding="utf-8")
     if args.details_table:
         print(details_table(read_rows(DETAILS)))
-    if not (args.run or args.summary or args.details_table):
+    if not (args.run or args.summary or args.family or args.details_table):
         parser.print_help()
 
 

@@ -7,6 +7,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import time
 from contextlib import redirect_stdout
@@ -18,8 +19,6 @@ import torch
 from minippo.training import demo
 from minippo.training.data import review_queries
 from minippo.training.demo import DemoConfig, measure, plan_ppo, run_demo, run_stages
-from minippo.policy import GPT2WithValueHead
-from minippo.scoring.reward_model import RewardModel
 from minippo.training.run import Result
 from minippo.training.run_folder import newest_checkpoint
 
@@ -27,6 +26,15 @@ from minippo.training.run_folder import newest_checkpoint
 INSTANT = dict(width=32, reviews=200, pretrain_steps=3, pairs=30, steps=2, batch_size=4, device="cpu")
 # small, and still large enough that the reviews become better; so they did with each of three seeds
 SMALL = dict(width=64, reviews=4000, pretrain_steps=250, pairs=5000, steps=36, batch_size=32, kl_coef=0.2, device="cpu")
+
+
+RACE = INSTANT | dict(steps=3, target=0.9)
+
+
+def worth(score: float, kl: float, distinct: float) -> tuple[list, dict]:
+    """What `measure` returns of policies with these numbers."""
+    return [""] * 4, {"reward, by the reward model": 0.0, "true score, by the rule": score, "KL, nats per response": kl,
+                      "different responses": distinct, "different pairs of words": 1.0}
 
 
 def run(out: Path, **settings) -> tuple[int, str]:
@@ -52,10 +60,7 @@ def tensors(out: Path) -> dict:
 
 def numbers(out: Path, n: int = 200) -> list[dict]:
     """What the reviews are worth before and after PPO, as the demo measures it, over n openings."""
-    writer, policy = (GPT2WithValueHead.from_pretrained(str(folder), device="cpu")
-                      for folder in (out / "pretrained", newest_checkpoint(out / "ppo")))
-    judge = RewardModel.from_pretrained(out / "reward-model", device="cpu")
-    return [measure(model, writer, judge, review_queries(n, seed=3))[1] for model in (writer, policy)]
+    return [measure(DemoConfig(device="cpu"), out, folder, n)[1] for folder in (out / "pretrained", newest_checkpoint(out / "ppo"))]
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +110,64 @@ def test_it_ends_with_the_same_openings_side_by_side_the_numbers_and_the_report(
 def test_noise_cannot_steer_the_terminal(instant):
     """A policy that has learnt nothing writes bytes such as BEL and ESC; they are printed as escapes."""
     assert all(char.isprintable() or char == "\n" for char in table(instant[1]))
+
+
+# --- a race to a target -------------------------------------------------------------------------------------------------
+
+def test_a_race_ends_at_the_target_and_says_how_fast(tmp_path, monkeypatch):
+    """After update 2 of 3 the fresh reviews are good enough: the run ends there, saved."""
+    numbers = iter([(0.89, 1.0, 1.0), (0.9, 9.9, 0.51), *[(0.3, 1.0, 1.0)] * 2])
+    monkeypatch.setattr(demo, "measure", lambda *arguments: worth(*next(numbers)))
+    status, printed = run(tmp_path / "demo", **RACE)
+    assert status == 0 and "BEFORE PPO" in printed
+    assert re.search(r"true score 0.900 on fresh reviews, KL 9.90, 51% distinct, after 2 updates in \d+\.\d seconds of CPU", printed)
+    assert newest_checkpoint(tmp_path / "demo" / "ppo").name == "checkpoint-000002"
+
+
+@pytest.mark.parametrize("numbers", [(0.899, 1.0, 1.0), (1.0, 10.0, 1.0), (1.0, 1.0, 0.5)])
+def test_a_race_is_lost_by_the_score_the_kl_or_the_variety(tmp_path, monkeypatch, numbers):
+    """Then all updates are made; the last of them is judged, too, and then the table measures before and after."""
+    measured = []
+    monkeypatch.setattr(demo, "measure", lambda config, out, folder: measured.append(folder.name) or worth(*numbers))
+    status, printed = run(tmp_path / "demo", **RACE)
+    assert status == 0 and "did not reach a true score of 0.9" in printed
+    assert measured == [f"checkpoint-00000{i}" for i in (1, 2, 3)] + ["pretrained", "checkpoint-000003"]
+
+
+def test_a_race_takes_the_clock_off_while_it_measures(tmp_path, monkeypatch):
+    """One second passes between any two looks at the clock: at the start, and before and after each measurement."""
+    ticks = iter(range(100))
+    monkeypatch.setattr(demo.time, "process_time", lambda: next(ticks))
+    monkeypatch.setattr(demo, "newest_checkpoint", lambda folder: Path("checkpoint-000007"))
+    monkeypatch.setattr(demo, "measure", lambda *arguments: worth(1.0, 0.0, 1.0))
+    race = demo.Race(DemoConfig(str(tmp_path), target=0.9, device="cpu"), tmp_path)
+    assert [re.search("after 7 updates in (.*) seconds", race.won())[1] for _ in range(3)] == ["1.0", "2.0", "3.0"]
+
+
+@pytest.mark.parametrize("kind", ["reinforce", "rloo", "grpo"])
+def test_a_demo_without_a_critic(instant, tmp_path, kind):
+    """The algorithm, its groups and the learning rate arrive in the run; the stages before it are the same."""
+    settings = INSTANT | dict(advantage=kind, group_size=2, learning_rate=0.5e-3)
+    config = DemoConfig(str(tmp_path), **settings)
+    run_config, ppo = plan_ppo(config, tmp_path)
+    assert (ppo.advantage, ppo.group_size, ppo.learning_rate) == (kind, 2, 0.5e-3)
+    for name in ("pretrained", "reward-model"):
+        shutil.copytree(instant[0] / name, tmp_path / name)
+    assert run_stages(config, tmp_path, run_config, ppo).status == 0
+    last = json.loads((tmp_path / "ppo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert last["step"] == 2 and "ppo/loss/value" not in last
+
+
+def test_a_demo_of_an_earlier_version_continues(instant):
+    """Its note lacks the settings that have come since: they are at their defaults."""
+    noted = instant[0] / "demo.json"
+    new = ("learning_rate", "advantage", "group_size", "target")
+    old = {name: value for name, value in json.loads(noted.read_text()).items() if name not in new}
+    noted.write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="other settings .*: advantage: 'gae' -> 'reinforce'; choose another --out"):
+        run(instant[0], **INSTANT, advantage="reinforce")
+    status, printed = run(instant[0], **INSTANT)
+    assert status == 0 and table(printed) == table(instant[1]) and set(json.loads(noted.read_text())) == {*old, *new}
 
 
 # --- a second call ------------------------------------------------------------------------------------------------------
@@ -196,6 +259,8 @@ def test_a_demo_json_of_something_else_is_named(tmp_path):
     (dict(device="gpu"), "no device 'gpu'"),
     (dict(dtype="fp8"), "no dtype 'fp8'"),
     (dict(width=100), "width must be a positive multiple of 32, got 100"),
+    (dict(target=1.5), "target must be a number above 0 and at most 1, got 1.5"),
+    (dict(advantage="rloo"), "rloo compares responses to the same query: group_size must be 2 or more, got 1"),
     (dict(steps=0), "steps must be a whole number above 0, got 0"),
 ])
 def test_bad_values_are_found_before_the_first_stage(tmp_path, settings, message):
