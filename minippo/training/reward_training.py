@@ -125,7 +125,7 @@ def train(model: RewardModel, examples: list[Example], config: RewardModelConfig
         optimizer.zero_grad()
         rows = share(batch) or batch[:1]                           # more processes than rows: this one's part of the sum is 0
         scores = model([tokens for i in rows for tokens in sequences[i]]).view(len(rows), -1)
-        labels = torch.tensor([training[i].label for i in rows]).to(model.device, non_blocking=model.device.type == "cuda")
+        labels = torch.tensor([training[i].label for i in rows], device="cpu").to(model.device, non_blocking=model.device.type == "cuda")
         loss = preference_loss(scores, labels)[0].mean() * (len(share(batch)) / len(batch))
         loss.backward()
         in_place("the gradient", [*(p.grad for p in model.parameters()), loss])
