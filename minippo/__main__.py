@@ -22,7 +22,7 @@ from typing import Callable, get_args, get_origin, get_type_hints
 
 import torch
 
-from .distributed import ProcessLost, rank, speaks, start
+from .distributed import ProcessLost, rank, speaks, start, world_size
 from .fast import keep_freed_memory
 from .files.atomic import read_json
 from .files.tokenizer import load_tokenizer
@@ -271,8 +271,8 @@ def main(argv: list[str]) -> int:
         if not start()[0]:                                              # one of several processes: the first one talks
             sys.stdout = open(os.devnull, "w")
             warnings.simplefilter("ignore")
-            if name not in ("demo", "train", "reward-model", "bench"):
-                return 0
+        if world_size() > 1 and name in ("generate", "report", "check"):
+            raise ValueError(f"{name} runs in one process: leave torchrun out")
         if name not in COMMANDS:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             raise ValueError(f"no command {name!r}" + (f"; did you mean {near[0]}?" if near else "")

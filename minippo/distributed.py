@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-BUCKET = 2**24          # numbers sent at once, 64 MB in fp32: few calls, little memory for their copy
+BUCKET, store = 2**24, None         # numbers sent at once: few calls, little memory for their copy; what processes share as they end
 
 
 class ProcessLost(RuntimeError):
@@ -29,7 +29,8 @@ def start() -> tuple[bool, int]:
         timeout = timedelta(seconds=float(os.environ.get("MINIPPO_TIMEOUT", 1800)))             # that one waits for another
         store, number, n = next(dist.rendezvous("env://", timeout=timeout))
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)      # of this start, not of one before
-        if nccl := int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count():     # it wants a card for each process
+        nccl = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()          # it wants a card for each process
+        if nccl:
             torch.cuda.set_device(default_device())
         dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=number, world_size=n, timeout=timeout)
         atexit.register(dist.destroy_process_group)
@@ -46,19 +47,18 @@ def rank() -> int:                                          # 0 prints and write
 
 
 def speaks() -> bool:                                       # the first of those that end says why, the others say nothing
-    return world_size() == 1 or store.compare_set("minippo/speaker", "", str(rank())).decode() == str(rank())
+    return store is None or store.compare_set("minippo/speaker", "", str(rank())).decode() == str(rank())
 
 
 def default_device() -> torch.device:                       # CUDA where there is one, another one for each process as far as they go
-    card = int(os.environ.get("LOCAL_RANK", 0)) % max(1, torch.cuda.device_count())
-    return torch.device("cuda", card) if torch.cuda.is_available() else torch.device("cpu")
+    return torch.device(f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % n}" if (n := torch.cuda.device_count()) else "cpu")
 
 
 def share(rows: Sequence) -> Sequence:                      # may be empty: more processes than rows
     return rows[rank()::world_size()]
 
 
-def interleave(each: list[Sequence]) -> list:               # what of_each has of all shares, as the rows lay before
+def interleave(each: list[Sequence]) -> list:               # the inverse of share: row i is the (i // n)-th of process i % n
     return [each[i % len(each)][i // len(each)] for i in range(sum(map(len, each)))]
 
 
@@ -71,7 +71,7 @@ def together(what: str, collective: Callable, *args) -> None:
 
 
 def of_each(what: str, thing: Any) -> list:
-    """What every process has, in their order: something small."""
+    """What every process has, in their order; it travels through memory of the CPU."""
     things = [thing] * world_size()
     if len(things) > 1:
         together(what, dist.all_gather_object, things, thing)
@@ -80,7 +80,7 @@ def of_each(what: str, thing: Any) -> list:
 
 def check_same(what: str, *things: Any) -> None:
     """ValueError where the processes differ in these tensors, or in the repr of these things."""
-    plain = [x.tolist() if isinstance(x, Tensor) else x for x in things if world_size() > 1]
+    plain = [x.tolist() if isinstance(x, Tensor) else x for x in things if world_size() > 1]        # nothing to do alone
     if len(set(of_each(what, hashlib.sha256(repr(plain).encode()).digest()))) > 1:
         raise ValueError(f"the processes differ in their {what}: give all the same, and seed what you draw at random")
 

@@ -78,7 +78,7 @@ class RunningMoments:
 
 
 def group_stats(scores: Tensor, size: int) -> dict[str, Tensor]:
-    """How the scores (B,) differ within the groups of responses to one query; where they do not, there is only KL to learn from."""
+    """How the scores (B,) differ within the groups of responses to one query; where they do not, they teach nothing."""
     groups = scores.view(-1, size)
     return {"ppo/groups/std_scores": groups.std(1).mean(), "ppo/groups/equal": (groups == groups[:, :1]).all(1).float().mean()}
 
@@ -144,7 +144,7 @@ METRICS = [
     Metric("ppo/groups/std_scores", "Score spread in a group", "standard deviation of the scores of one query's responses, mean over queries",
            "mean over groups of std(scores) with n - 1", "Above 0.", "At 0 the responses to a query are worth the same.", "reward"),
     Metric("ppo/groups/equal", "Groups of equal scores", "share of the queries whose responses all score the same", "count(equal) / groups",
-           "Low.", "Rising: those queries teach nothing any more; take harder ones or a finer score.", "reward"),
+           "Low.", "Rising: those scores teach nothing any more; take harder queries or a finer score.", "reward"),
     Metric("score/", "Score part", "mean of one part of a combined reward, before its weight", "mean(part)",
            "No part falls while the whole rises.", "A part that falls while the score rises is being traded away.", "reward"),
     Metric("objective/score_total", "Score less KL penalty", "what PPO maximises", "mean(score + sum_t non_score_reward_t)",
@@ -185,8 +185,8 @@ METRICS = [
     Metric("ppo/loss/total", "Total loss", "what the optimizer descends",
            "policy loss + vf_coef * value loss - entropy_coef * entropy", "Small; it need not fall.",
            "Follow its two parts instead.", "update"),
-    Metric("ppo/policy/advantages_mean", "Mean advantage", "mean of the whitened advantages", "masked_mean(A)", "Close to 0.",
-           "Away from 0: whitening was done over something else.", "update"),
+    Metric("ppo/policy/advantages_mean", "Mean advantage", "mean of the advantages, whitened but for grpo's", "masked_mean(A)", "Close to 0.",
+           "Away from 0, where it is not grpo: whitening was done over something else.", "update"),
     Metric("ppo/grad_norm", "Gradient norm", "length of the gradient before clipping, mean over minibatches",
            "sqrt(sum(grad^2))", "Steady, without spikes.", "A spike comes before a broken run: set max_grad_norm.", "update"),
     Metric("ppo/learning_rate", "Learning rate", "of the optimizer in this update", "lr", "As the schedule says.",

@@ -75,7 +75,12 @@ class GPT2WithValueHead(nn.Module):
 
     def push_to_hub(self, repo_id: str, tokenizer=None, token: str | None = None, private: bool = False,
                     commit_message: str = "Upload a GPT-2 trained with minippo") -> str:
-        """Share the model folder on the Hugging Face Hub; returns its address. Needs the package huggingface_hub."""
+        """Share the model folder on the Hugging Face Hub; returns its address. Needs the package huggingface_hub.
+
+        Of several processes the first one does it; "" on the others.
+        """
+        if rank() > 0:
+            return ""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, tokenizer)
             return push_folder(folder, repo_id, token=token, private=private, commit_message=commit_message)

@@ -5,7 +5,7 @@ One `PPOTrainer.step` is one iteration of Ziegler et al. 2019, "Fine-Tuning Lang
     scores       one number per response, from outside: a function, a model, a person
     forward pass log-probabilities of the responses under the policy and under the frozen reference, and values
     KL reward    reward of token t = -kl_coef * (logprob - ref_logprob), plus the score on the last token
-    advantages   GAE (Schulman et al. 2016): how much better than expected did it go from token t on? Or a group's, no critic
+    advantages   GAE (Schulman et al. 2016): how much better than expected did it go from token t on? No critic: than others
     update       several epochs of minibatches with the clipped losses of PPO (Schulman et al. 2017)
     controller   kl_coef moves so that the KL of a response approaches its target
 
@@ -53,7 +53,7 @@ class PPOConfig:
     horizon: float = 10000.0                # responses over which it acts: larger is slower
     advantage: str = "gae"                  # gae: with a value head; reinforce, rloo, grpo: without, see compute_group_advantages
     group_size: int = 1                     # consecutive responses to each query; rloo and grpo need 2 or more
-    gamma: float = 1.0                      # discount: a token is not worth less for coming later
+    gamma: float = 1.0                      # of gae: discount; 1: a token is not worth less for coming later
     lam: float = 0.95                       # GAE: 0 trusts the values alone, 1 the sampled return alone
     whiten_rewards: bool = False            # rewards to variance 1, their mean kept
     cliprange: float = 0.2                  # the ratio gains nothing outside 1 +- cliprange
@@ -141,18 +141,18 @@ def compute_group_advantages(rewards: Tensor, mask: Tensor, group_size: int, kin
         rloo        less the mean of the query's other responses (Kool et al. 2019; Ahmadian et al. 2024)
         grpo        less the mean of all the query's responses, over their standard deviation (Shao et al. 2024, "DeepSeekMath")
 
-    Responses to one query are neighbours, group_size of them. Not whitened. GRPO's paper has the KL in the loss; here it is in the
-    rewards. Left out: clipping other than PPO's, dual (Ye et al. 2020) or asymmetric (Yu et al. 2025, "DAPO").
+    Responses to one query are neighbours, group_size of them. Not whitened. Left out: GRPO's KL in the loss instead of the rewards;
+    clipping other than PPO's, dual (Ye et al. 2020) or asymmetric (Yu et al. 2025, "DAPO").
     """
-    mask = mask.bool()
-    totals = torch.where(mask, rewards, 0.0).sum(1)                         # (B,)
+    totals = torch.where(mask.bool(), rewards, 0.0).sum(1)                  # (B,)
     groups = totals.view(-1, len(totals) if kind == "reinforce" else group_size)
+    groups = groups - groups[:, :1]                                         # equal rewards: 0 exactly, nothing for grpo to scale up
     advantages = groups - groups.mean(1, keepdim=True)
     if kind == "rloo":
         advantages = advantages * (group_size / (group_size - 1))           # leaves a response's own reward out of its baseline
     elif kind == "grpo":
         advantages = advantages / (groups.std(1, keepdim=True) + 1e-6)
-    return torch.where(mask, advantages.view(-1, 1), 0.0)
+    return torch.where(mask.bool(), advantages.view(-1, 1), 0.0)
 
 
 def ppo_loss(new_logprobs: Tensor, new_values: Tensor | None, logprobs: Tensor, values: Tensor | None, advantages: Tensor,
@@ -163,7 +163,7 @@ def ppo_loss(new_logprobs: Tensor, new_values: Tensor | None, logprobs: Tensor, 
 
     Args:
         new_logprobs, new_values: (b, R) under the weights being trained, with gradients; no values, no value loss: no critic.
-        logprobs, values, advantages, returns: (b, R) from the rollout, fixed; advantages are whitened already.
+        logprobs, values, advantages, returns: (b, R) from the rollout, fixed; advantages are scaled already.
         entropy: (b, R) entropy of the new distributions, measured, and rewarded by entropy_coef.
         n_tokens: what sums are divided by: of a micro-batch the tokens of its minibatch, so that they add up to the exact gradient.
 
@@ -285,7 +285,7 @@ class PPOTrainer:
         if kwargs.get("seed") is None and kwargs.get("generator") is None:
             kwargs["generator"] = self.generator
         if length_sampler is not None:
-            kwargs["max_new_tokens"] = [int(length_sampler()) for _ in queries]
+            kwargs["max_new_tokens"] = of_each("the limits", [int(length_sampler()) for _ in queries])[0]
         self.warned_of_filters = self.warned_of_filters or warn_of_filters(kwargs)
         own = self.model.generate(queries, rows=share(range(len(queries))), **kwargs)
         check_same("queries", *queries)
@@ -313,7 +313,7 @@ class PPOTrainer:
                       check_temperature(config.temperature if temperature is None else temperature, self.sampled_at))
         check_groups(batch.queries, config.group_size)
         generator, moments = self.generator.clone_state(), RunningMoments(**vars(self.moments))
-        check_same("queries and responses", *batch.queries, *batch.responses)
+        check_same("queries, responses or random numbers", *batch.queries, *batch.responses, generator.get_state())
         scores = of_each("the scores", check_scores(scores, batch.responses))[0]    # a judge may not say the same to each process
         batch.scores = self.process_scores(scores, batch.responses, moments)
         epochs = [self.minibatches(batch, generator) for _ in range(config.ppo_epochs)]
@@ -331,7 +331,7 @@ class PPOTrainer:
             advantages, batch.returns = compute_advantages(batch.values, batch.rewards, batch.mask, config.gamma, config.lam)
         else:
             advantages = compute_group_advantages(batch.rewards, batch.mask, config.group_size, config.advantage)
-            batch.returns = batch.values                                # 0: without a critic nothing learns them
+            batch.returns = batch.values                                # both 0: no critic
         batch.advantages = advantages if config.advantage == "grpo" else masked_whiten(advantages, batch.mask)
         clock.lap("time/ppo/compute_advantages")
 
@@ -416,12 +416,12 @@ class PPOTrainer:
         return mean_of(applied or records) | counts | {"ppo/updates": len(applied), "ppo/policy/ratio": ratio[mask.bool()]}
 
     def backward(self, batch: Batch, minibatch: list[int]) -> tuple[dict, Tensor, list[tuple[Tensor, Tensor]]]:
-        """The gradient of a minibatch. Returns its statistics, the norm, and ratio and mask (b, R) of each micro-batch."""
+        """The gradient of a minibatch. Returns its statistics, the norm, and ratio and mask (b, R) of this process's micro-batches."""
         config, totals, ratios = self.config, [], []
         n_tokens = sum(len(batch.responses[row]) for row in minibatch)
         scale = 2.0 ** n_tokens.bit_length() if self.model.transformer.compute_dtype == torch.float16 else 1.0
         self.model.zero_grad()                                          # also of an interrupted step, or a backward() of yours
-        n_tokens = n_tokens if share(minibatch) else math.inf           # more processes than rows: this one's part of the sum is 0
+        n_tokens = n_tokens if share(minibatch) else math.inf           # no row for this process: it takes one, divided to 0
         for rows in self.micro_batches(minibatch) or [minibatch[:1]]:
             queries, responses, index = batch.take(rows)
             new = evaluate_responses(self.model, queries, responses, batch.temperature, config.entropy_coef > 0, self.critic)
@@ -431,7 +431,7 @@ class PPOTrainer:
                                    config.cliprange, config.cliprange_value, config.vf_coef, new.entropy, config.entropy_coef, n_tokens)
             (loss * scale).backward()                                   # fp16 has no numbers for a mean over many tokens
             totals.append(torch.stack(list(stats.values())))
-            ratios.append(((new.logprobs.detach() - logprobs).exp(), new.mask))     # cut out later: indexing here would sync
+            ratios.append(((new.logprobs.detach() - logprobs).exp(), new.mask & (n_tokens < math.inf)))     # cut out later: it syncs
         gradients, totals = [p.grad for p in self.trainable if p.grad is not None], torch.stack(totals).sum(0)
         in_place("the gradient", [*gradients, totals])
         if scale != 1.0:

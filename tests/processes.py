@@ -29,6 +29,7 @@ SETTINGS = {
     "early stop": {"early_stopping": True, "target_kl": 1e-4, "learning_rate": 1e-2, "mini_batch_size": 3},
     "skipped": {"ratio_threshold": 1.02, "learning_rate": 1e-2, "mini_batch_size": 3},
     "per token": {"rewards": "per token"},
+    "grpo": {"advantage": "grpo", "group_size": 2, "batch": 6},
     "full": {"kl_penalty": "full"},
     "entropy": {"entropy_coef": 0.1},
     "checkpointing": {"gradient_checkpointing": True},
@@ -53,6 +54,8 @@ def three_updates(rewards: str = "per response", batch: int = 7, dtype=None, **s
     trainer = PPOTrainer(PPOConfig(**{"learning_rate": 1e-3, "adam_eps": 1e-5, "ppo_epochs": 2, "mini_batch_size": 4, "init_kl_coef": 0.1} | settings),
                          make_policy(n_embd=16, n_layer=1, n_head=2, dtype=dtype))
     queries, updates = make_ragged((3, 9, 1, 5, 7, 2, 4)[:batch], seed=5), []
+    if "group_size" in settings:
+        queries = [queries[i - i % settings["group_size"]] for i in range(batch)]
     for _ in range(3):
         responses = trainer.generate(queries, max_new_tokens=8, eos_token_id=0)
         scores = [float(len(set(response.tolist()))) / 8 for response in responses]
@@ -85,7 +88,14 @@ def fault(mode: str) -> None:
     rank = int(os.environ["RANK"])
     trainer = PPOTrainer(PPOConfig(learning_rate=2e-3 if mode == "other configuration" and rank == 1 else 1e-3), make_policy())
     queries = make_ragged((3, 4, 2), seed=rank if mode == "other queries" else 0)
-    responses = trainer.generate(queries, max_new_tokens=4)
+    lengths = {"length_sampler": lambda: 2 + 2 * rank} if mode == "other scores" else {"max_new_tokens": 4}
+    if mode == "other limits":
+        lengths = {"max_new_tokens": 4 + rank}
+    responses = trainer.generate(queries, **lengths)
+    if mode == "own folder":                                        # what one process reads behind another's back
+        trainer.model.save_pretrained("saved")
+        dist.barrier()
+        type(trainer.model).from_pretrained("saved")
     if rank == 1 and mode == "error":
         raise RuntimeError("the dog ate it")
     if rank == 1 and mode == "hang":

@@ -132,17 +132,26 @@ def test_an_error_on_one_process_ends_all(tmp_path):
     assert status == 1 and errors.count("RuntimeError: the dog ate it") == 1 and time.monotonic() - start < 60
 
 
-def test_scores_are_those_of_the_first_process(tmp_path):
+def test_scores_and_drawn_limits_are_those_of_the_first_process(tmp_path):
     status, printed, errors = finish(torchrun(2, HERE / "processes.py", "other scores"))
     assert status == 0, errors
     assert "process 0 is through, 2, True" in printed and "process 1 is through, 2, False" in printed
 
 
-@pytest.mark.parametrize("mode", ["other configuration", "other queries"])
+@pytest.mark.parametrize("mode, what", [("other configuration", "configuration"), ("other queries", "queries"),
+                                        ("other limits", "queries, responses or random numbers")])
 @slow
-def test_processes_that_differ_are_told_so(mode):
+def test_processes_that_differ_are_told_so(mode, what):
+    """Other limits draw another number of random numbers: the next shuffle would differ, and the gradients mix batches."""
     status, _, errors = finish(torchrun(2, HERE / "processes.py", mode))
-    assert status == 1 and f"the processes differ in their {mode.split()[1]}" in errors
+    assert status == 1 and f"the processes differ in their {what}" in errors
+
+
+@slow
+def test_what_the_first_process_has_saved_all_can_load_behind_a_barrier(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, printed, errors = finish(torchrun(2, HERE / "processes.py", "own folder"))
+    assert status == 0 and printed.count("is through") == 2, errors
 
 
 @slow
@@ -209,7 +218,7 @@ def test_a_run_of_two_processes_writes_what_one_writes(folder):
     for ours, wanted in zip(metrics(Path("two")), metrics(Path("one")), strict=True):
         assert ours == pytest.approx(wanted, rel=1e-3, abs=1e-4)
     more = ("--reward", "own:score", "--steps", "8", "--resume", "--score-everywhere", "--out", "two")
-    status, printed, errors = finish(torchrun(3, *TRAIN, *more))
+    status, printed, errors = finish(torchrun(3, *TRAIN, *more, OMP_NUM_THREADS="2"))             # threads count for one process alone
     assert status == 0, errors
     assert len(metrics(Path("two"))) == 8 and sorted((folder / "asked.txt").read_text().split("\n")[6:])[1:] == [
         "0 2", "0 2", "1 2", "1 2", "2 2", "2 2"]
@@ -265,6 +274,28 @@ def test_a_person_is_asked_by_the_first_process_and_may_stop(folder):
     process = torchrun(2, *TRAIN, "--reward", "human", "--out", "run")
     status, printed, errors = finish(process)                      # its input has ended: pytest gives none
     assert status == 0 and "error: " not in errors and "the input has ended" in printed, errors
+
+
+@slow
+@pytest.mark.parametrize("flag", ["--no-score-everywhere", "--score-everywhere"])
+def test_train_called_from_python_stops_alike_on_all(folder, flag):
+    """A person's stop ends train() with a Result everywhere; where functions are shared out, a person is asked by the first alone."""
+    (folder / "script.py").write_text(f"""
+from minippo.ppo import PPOConfig
+from minippo.scoring.rewards import Reward
+from minippo.training.run import RunConfig, train
+config = PPOConfig(batch_size=4, mini_batch_size=4, learning_rate=1e-3)
+result = train(RunConfig("model", "prompts.txt", "human", "run", 2, max_new_tokens=4, device="cpu", score_everywhere={flag[2:4] == "sc"}), config)
+print("steps", result.steps_done, "status", result.status, flush=True)
+""")
+    status, printed, errors = finish(torchrun(2, "script.py"))
+    assert status == 0 and printed.count("steps 0 status 0") == 2, errors
+
+
+@slow
+def test_commands_for_one_process_say_so(folder):
+    status, _, errors = finish(torchrun(2, "-m", "minippo", "generate", "--model", "model", "--prompt", "the", "--reward", "rule:length"))
+    assert status == 1 and errors.count("error: generate runs in one process: leave torchrun out") == 1
 
 
 @slow

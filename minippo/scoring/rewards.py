@@ -112,14 +112,15 @@ class Reward:
         parts = {}
         for _, name, score_fn in self.terms:
             rows, what = range(len(queries)), f"the scores of {name}"
-            shared = self.shared or name.startswith("model:")
+            shared = name != "human" and (self.shared or name.startswith("model:"))
             rows = share(rows) if shared else rows[:0 if rank() > 0 else len(rows)]
             asked, answers = [queries[i] for i in rows], [responses[i] for i in rows]
             try:
                 scores = score_fn([*asked], answers) if rows else []    # copies: it may change them
                 scores = check_scores(scores, name, asked)              # inside: may be a generator
             except BaseException as error:                              # sys.exit(), too
-                speaks(), of_each(what, None)                           # it says why; the others end
+                speaks()                                                # it says why; the others end, a person's stop with it
+                of_each(what, error if isinstance(error, StopRun) else None)
                 if isinstance(error, (StopRun, RewardError)):
                     raise
                 batch = f"a batch of {len(queries)}, the first query {''.join(queries[:1])!r:.80}"
@@ -127,6 +128,8 @@ class Reward:
             each = of_each(what, scores)
             if None in each:
                 raise ProcessLost(f"process {each.index(None)} has no scores of {name}")
+            if isinstance(each[0], StopRun):
+                raise each[0]
             parts[name] = interleave(each) if shared else each[0]
         total = [sum(weight * parts[name][i] for weight, name, _ in self.terms) for i in range(len(queries))]
         return check_scores(total, " + ".join(parts), queries), parts

@@ -11,7 +11,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import torch
 
-from ..distributed import default_device
+from ..distributed import default_device, world_size
 from ..inputs import require
 from ..metrics import metric_of
 from ..ppo import PPOConfig
@@ -125,12 +125,14 @@ def differences(old: dict, new: dict) -> list[str]:
             "score_everywhere eval_prompts eval_every eval_samples keep_best best_metric stop_kl").split()
     old, new = ({**record, **record["run"], **record["ppo"]} for record in (old, new))
     names = sorted((old.keys() | new.keys()) - {*free})
+    if None in (old.get("threads"), new.get("threads")):                # on a GPU, or several processes: they round otherwise anyway
+        names = [name for name in names if name != "threads"]
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
 
 
 def describe(run: RunConfig, config: PPOConfig, prompts: bytes) -> dict:
     """All that the computation depends on, as config.json holds it. prompts: the content of the file."""
     record = {"model": run.model, "reward": run.reward, "steps": run.steps, "seed": config.seed,
-              "torch": str(torch.__version__), "threads": torch.get_num_threads() if run.device == "cpu" else None,
+              "torch": str(torch.__version__), "threads": torch.get_num_threads() if run.device == "cpu" and world_size() == 1 else None,
               "prompts_sha256": hashlib.sha256(prompts).hexdigest(), "ppo": asdict(config), "run": asdict(run)}
     return json.loads(json.dumps(record))                               # tuples as lists, as they will be read back

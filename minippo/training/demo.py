@@ -25,7 +25,7 @@ from textwrap import wrap
 
 import torch
 
-from ..distributed import of_each, rank
+from ..distributed import of_each, rank, start
 from ..files.atomic import read_json, remove_leftovers, write_json, write_text
 from ..files.tokenizer import load_tokenizer
 from ..gpt2 import GPT2, GPT2Config
@@ -185,7 +185,8 @@ def compare(config: DemoConfig, out: Path, policy: Path) -> str:
 
 def run_demo(config: DemoConfig) -> int:
     """All three stages into config.out, or what is missing of them, then what they came to; returns the exit status."""
-    start, threads, out = time.monotonic(), torch.get_num_threads(), place(config.out, "--out")
+    start()
+    began, threads, out = time.monotonic(), torch.get_num_threads(), place(config.out, "--out")
     pick_device(config.device), pick_dtype(config.dtype)        # bad values are found here and not after a minute
     run, ppo = plan_ppo(config, out)
     settings, noted = asdict(config) | {"out": str(out)}, out / "demo.json"
@@ -208,7 +209,7 @@ def run_demo(config: DemoConfig) -> int:
             say("the same command continues from there")
         elif rank() == 0:
             table = compare(config, out, result.checkpoint)
-            say(f"\n{table}\n\n{time.monotonic() - start:.0f} seconds; look at {Path(config.out, 'ppo', 'report.html')}")
+            say(f"\n{table}\n\n{time.monotonic() - began:.0f} seconds; look at {Path(config.out, 'ppo', 'report.html')}")
     finally:
         torch.set_num_threads(threads)
     return result.status

@@ -22,7 +22,7 @@ from typing import Callable, NamedTuple, NoReturn
 
 import torch
 
-from ..distributed import of_each, rank, world_size
+from ..distributed import of_each, rank, start, world_size
 from ..files.atomic import write_json
 from ..files.checkpoint import load_state
 from ..files.tokenizer import load_tokenizer
@@ -112,15 +112,17 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop, on_update:
     progress, saved, reported = Progress("PPO", run.steps, trainer.steps_done), trainer.steps_done, -math.inf
     trainer.optimizer.register_step_pre_hook(lambda *args: moved.append(True))
 
-    def checkpoint(must: bool, best: bool = False) -> None:
+    def checkpoint(must: bool, best: bool = False) -> bool:
         nonlocal saved
         try:
             save(job.out, trainer, state, logs, None if best else run.keep_checkpoints)
             saved = saved if best else trainer.steps_done
+            return True
         except Exception as error:                                      # a full disk, say
             if must:
                 raise OSError(f"update {trainer.steps_done} is not saved: {error}; {where_saved(job.out)}. Make room, then --resume") from error
             warn(f"no checkpoint of update {trainer.steps_done}: {error}; {where_saved(job.out)}")
+            return False
 
     def far() -> bool:                                                  # KL has stayed above stop_kl
         return run.stop_kl is not None and len(state.kls) == 3 and min(state.kls) > run.stop_kl
@@ -147,8 +149,8 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop, on_update:
                 shown += [eval_line(metrics)] if "eval/score" in metrics else []
                 say("\n".join([status_line(metrics, run.steps, progress.seconds_left(step)), *shown]))
             if run.keep_best and metrics.get(run.best_metric, -math.inf) > state.best.get(run.best_metric, -math.inf):
-                state.best[run.best_metric] = metrics[run.best_metric]
-                checkpoint(must=False, best=True)
+                before, state.best = state.best, state.best | {run.best_metric: metrics[run.best_metric]}
+                state.best = state.best if checkpoint(must=False, best=True) else before
             if step % run.save_every == 0 and step < run.steps:
                 checkpoint(must=False)
             if step < run.steps and (step % run.report_every == 0 or time.monotonic() - reported > 60):
@@ -163,7 +165,7 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop, on_update:
     if isinstance(failure, StopRun):                                    # a person at the terminal
         say(f"\n{failure}")
         stop.signum, failure = stop.signum or failure.signum, None
-    if far():
+    if far() and trainer.steps_done < run.steps:
         warn(f"KL was {', '.join(f'{kl:.3g}' for kl in state.kls)} in the last three updates, above --stop-kl {run.stop_kl:g}: this is "
              "the end; --resume goes on with --stop-kl none or a larger one")
     if run.one_line and not run.quiet and trainer.steps_done < run.steps:
@@ -222,6 +224,7 @@ def train(run: RunConfig, config: PPOConfig, resume: bool = False, allow_config_
     RewardError: the score function raised; all updates before are saved. FloatingPointError: the loss or the logits are not
     finite; the newest checkpoint is as it was. MemoryError: with advice.
     """
+    start()                                                             # of several processes, where torchrun started them
     run = replace(run, device=str(pick_device(run.device)), out=str(place(run.out, "--out")))
     out, prompts = Path(run.out), read_bytes(run.prompts)
     texts, record = load_prompts(run.prompts, prompts), describe(run, config, prompts)
