@@ -12,8 +12,6 @@ Memory is in bytes, 1 GB = 10^9 of them, time in seconds.
 Shapes: B batch, Q query length, R new tokens, L layers, C width, H heads, V vocabulary.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

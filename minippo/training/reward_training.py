@@ -9,8 +9,6 @@ A pair says which of two texts is the better one, and its loss is -log sigmoid(s
 Sources: Ziegler et al. 2019, section 2.1; openai/lm-human-preferences, train_reward.py: normalisation before and after, Adam.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ A run that was killed at any moment continues with resume=True, and then writes 
 (on a CPU with as many threads; times aside). Whatever else ends it, what was learnt is saved, if an update was not cut in two.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -12,8 +12,6 @@
 Only what a run wrote itself is ever removed or cut: a folder of other things is refused before anything happens in it.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
