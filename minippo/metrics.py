@@ -77,12 +77,6 @@ class RunningMoments:
         return std if std > 0 else 1.0
 
 
-def group_stats(scores: Tensor, size: int) -> dict[str, Tensor]:
-    """How the scores (B,) differ within the groups of responses to one query; where they do not, there is only KL to learn from."""
-    groups = scores.view(-1, size)
-    return {"ppo/groups/std_scores": groups.std(1).mean(), "ppo/groups/equal": (groups == groups[:, :1]).all(1).float().mean()}
-
-
 def batch_stats(batch, config) -> dict:
     """Statistics of the batch before the update. KL here is k1, summed over a response, whatever the penalty kind."""
     mask, returns = batch.mask, batch.returns
@@ -97,8 +91,10 @@ def batch_stats(batch, config) -> dict:
         "ppo/mean_scores": scores.mean(),
         "ppo/std_scores": std(scores),
     }
-    if config.group_size > 1:
-        scalars |= group_stats(scores, config.group_size)
+    if config.group_size > 1:                                                               # the responses to one query
+        groups = scores.view(-1, config.group_size)
+        scalars |= {"ppo/groups/std_scores": groups.std(1).mean(),
+                    "ppo/groups/equal": (groups == groups[:, :1]).all(1).float().mean()}    # where there is only KL to learn from
     if config.advantage == "gae":                                                           # there is a critic
         unexplained, variance = masked_var(returns - batch.values, mask), masked_var(returns, mask)
         scalars |= {"ppo/returns/mean": masked_mean(returns, mask),
@@ -119,7 +115,6 @@ def batch_stats(batch, config) -> dict:
 
 class Metric(NamedTuple):
     """One scalar of metrics.jsonl, explained; a key that ends in "/" stands for all that begin with it."""
-
     key: str
     title: str
     what: str

@@ -407,7 +407,7 @@ MUTATIONS = [
     Mutation("files/atomic.py", " and names.fullmatch(match[1]):", ":", "leftovers of others are removed"),
     Mutation("files/atomic.py", "if (size := path.stat().st_size) > limit or", "if (size := path.stat().st_size) < 0 or",
              "a JSON file of 30 GB is read"),
-    Mutation("files/safetensors.py", "if len(result) < len(pairs):", "if False:", "of two equal names the last wins"),
+    Mutation("files/safetensors.py", "check(len(result) == len(pairs),", "check(True,", "of two equal names the last wins"),
     Mutation("files/safetensors.py", "check(info.start == position,", "check(True,", "tensors may overlap"),
     Mutation("files/safetensors.py", "if names is None or name in names]", "]", "what is not asked for is read"),
     Mutation("files/hub.py", "if response.status == 206 and (now != version or None in now):", "if False:",

@@ -208,10 +208,7 @@ def receive(response, facts: dict, temp: Path, size: int | None, label: str, sta
 
 
 def fetch(url: str, temp: Path, size: int | None, label: str, token: str) -> dict[str, str]:
-    """Download `url` to `temp`, a new file, going on where it was cut off; returns the endpoint's headers, names in lower case.
-
-    size: the bytes it must have, where they are known; label: for the progress line. OSError where it failed for good.
-    """
+    """Download `url` to `temp`, a new file, going on where it was cut off; returns the endpoint's headers, names in lower case."""
     started, failures, done, farthest, version = time.monotonic(), 0, 0, 0, None
     while True:
         try:
@@ -295,10 +292,7 @@ def download(storage: Path, model: HubModel, files: Sequence[str], optional: Seq
 
 
 def resolve_model(name_or_dir: str | os.PathLike, files: Sequence[str], optional: Sequence[str] = ()) -> Path:
-    """A local folder that holds `files`, and those of `optional` that exist; OSError where there is none.
-
-    name_or_dir: a folder, a name of PUBLIC_MODELS, or any repo id of the Hub.
-    """
+    """A local folder that holds `files`, and those of `optional` that exist; OSError where there is none."""
     if bad := [name for name in (*files, *optional) if not PLAIN.fullmatch(name)]:
         raise ValueError(f"file name {bad[0]!r}: expected a plain name, no path")
     name = os.fspath(name_or_dir)
