@@ -55,26 +55,18 @@ class RunningMoments:
     def __init__(self, mean: float = 0.0, var: float = 0.0, count: float = 0.0):
         self.mean, self.var, self.count = mean, var, count
 
-    def update(self, x: Tensor) -> None:
-        if x.dim() > 1:
+    def scale(self, scores: Tensor, center: bool) -> Tensor:
+        """Take scores (B,) in, and return them over the standard deviation of all so far, less their mean if asked to."""
+        if scores.dim() > 1:
             raise ValueError("use_score_scaling works on one score per response, but per-token rewards were given")
-        x = x.double()                  # in fp32 equal scores would have a tiny variance, and dividing by it blows them up
+        x = scores.double()             # in fp32 equal scores would have a tiny variance, and dividing by it blows them up
         n, mean, var = x.numel(), float(x.mean()), float(x.var(unbiased=False))
         total, delta = self.count + n, mean - self.mean
         self.var = (self.var * self.count + var * n + delta**2 * self.count * n / total) / total
         self.mean += delta * n / total
         self.count = total
-
-    def scale(self, x: Tensor, center: bool) -> Tensor:
-        """Take x in, and return it over the standard deviation of all so far, less their mean if asked to."""
-        self.update(x)
-        return (x - self.mean if center else x) / self.std
-
-    @property
-    def std(self) -> float:
-        """With n - 1; 1 while all scores were equal, so that a constant score is not blown up."""
         std = math.sqrt(self.var * self.count / max(1.0, self.count - 1))
-        return std if std > 0 else 1.0
+        return (scores - self.mean if center else scores) / (std if std > 0 else 1.0)       # constant ones are not blown up
 
 
 def batch_stats(batch, config) -> dict:

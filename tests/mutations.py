@@ -244,7 +244,7 @@ MUTATIONS = [
              "        if self.optimizer.state:\n            self.model.zero_grad()                                      # also of",
              "gradients left by others enter the step"),
     Mutation("metrics.py", "wide = x.double() ", "wide = x.float() ", "equal advantages are whitened to rounding noise"),
-    Mutation("metrics.py", "x = x.double() ", "x = x.float() ", "equal scores get a tiny standard deviation"),
+    Mutation("metrics.py", "x = scores.double() ", "x = scores.float() ", "equal scores get a tiny standard deviation"),
     Mutation("generation.py", " | (self.input_pos == self.last_pos)", "", "rows at their limit go on being decoded"),
     Mutation("ppo.py", " if math.isfinite(kl) else 0.0", "", "one NaN in a forward pass makes kl_coef NaN for good"),
     Mutation("generation.py", "self.output.fill_(-1)", "self.output.zero_()", "token 0 cannot be EOS"),

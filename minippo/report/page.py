@@ -354,19 +354,6 @@ def _heads(groups: list) -> str:
     return heads
 
 
-def _tiles(groups: list) -> str:
-    """First and last value of the metrics that one looks at first."""
-    tiles = ""
-    for key in (*_HEADLINES[:5], "tokens/responses_len_mean"):
-        lines = ""
-        for group in groups:
-            if known := [point for point in _means(group, key) if point[1] is not None]:
-                lines += (f'<b class="r{group[0].colour}"><span>{number(known[0][1])} → </span>{number(known[-1][1])}'
-                          f'<span>{_spread(group, known)}</span></b>')
-        tiles += f"<div><h3>{metric_of(key).title}</h3>{lines}</div>" if lines else ""
-    return f'<div class="tiles">{tiles}</div>'
-
-
 def _configuration(runs: list) -> str:
     """Every setting: those in which the runs differ beside each other, in bold, then once what they share."""
     given, rows = [settings(run.config) for run in runs], {True: "", False: ""}
@@ -425,7 +412,7 @@ update. The number under a token is its own; · is a space, ⏎ a line end.</p>{
 <meta name="color-scheme" content="light dark"><title>{title} · minippo</title><style>{style}</style></head>
 <body{' class="several"' if len(runs) > 1 else ""}><main>
 <header><p class="eyebrow">minippo run report{written}</p><h1>{heading}</h1>{_heads(groups)}</header>
-<nav class="contents">{contents}</nav>{key}{_tiles(groups)}{body}</main><script>{script}</script></body></html>"""
+<nav class="contents">{contents}</nav>{key}{body}</main><script>{script}</script></body></html>"""
     path = Path(out) if out else Path(run_dir) / ("comparison.html" if more_dirs else "report.html")
     write_text(path, page)
     return path
