@@ -171,11 +171,6 @@ def _path(points: list, x, y) -> str:
     return "".join(f"M{'L'.join(f'{x(step):.1f} {y(value):.1f}' for step, value, *_ in stretch)}h0" for stretch in stretches)
 
 
-def _spread(group: list, known: list) -> str:
-    """The deviation of the last of these points of `_means`, where several runs have one."""
-    return f" ± {number(known[-1][2], '.2g')}" if known and len(group) > 1 else ""
-
-
 def _chart(groups: list, key: str) -> str:
     """One metric of all runs as a figure: last values, curves, what healthy looks like; "" where no run has it."""
     metric, runs = metric_of(key), [run for group in groups for run in group]
@@ -204,7 +199,7 @@ def _chart(groups: list, key: str) -> str:
         band = f'<path class="band" d="M{"L".join(f"{x(s):.1f} {y(v):.1f}" for s, v in edges)}Z"/>' if edges else ""
         dot = "".join(f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="2.6"/>' for s, v, _ in known[-1:])
         marks += f'<g class="curve r{group[0].colour}">{band}<path d="{_path(curve, x, y)}"/>{dot}</g>'
-        said = number(known[-1][1] if known else None) + _spread(group, known)
+        said = number(known[-1][1] if known else None) + (f" ± {number(known[-1][2], '.2g')}" if known and len(group) > 1 else "")
         now += f'<b class="r{group[0].colour}" title="{_text(group[0].name)}">{said}</b>'
         label += f"; {group[0].name}: last {said}"
     marks += "".join(f'<path class="target" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
