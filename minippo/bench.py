@@ -284,8 +284,7 @@ def measure(config: BenchConfig) -> dict:
     trainer, queries = make_trainer(config), make_queries(config)
     work = iteration_work(config.sizes, config.query_lengths, config.new_tokens, config.ppo_epochs, config.updates,
                           DTYPES[config.precision].itemsize)
-    runs = [run_iteration(config, trainer, queries) for _ in range(config.warmup)]
-    runs += [run_iteration(config, trainer, queries) for _ in range(config.iterations)]
+    runs = [run_iteration(config, trainer, queries) for _ in range(config.warmup + config.iterations)]
     peak = peak_memory(device)                                          # before the ceilings take theirs
     del trainer
     ceilings = measure_ceilings(config.sizes, config.precision, device, config.ceiling_seconds)
