@@ -4,8 +4,6 @@ Flags are the fields of the configuration dataclasses, and their help is the com
 one line and exit status 2; a run that failed ends with 1, one that was stopped by a signal with 128 + its number.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import inspect

@@ -111,10 +111,7 @@ Context = LayerCache | Unpadded         # None where there is neither
 
 
 def hidden_states(model, tokens: Tensor, real_index: Tensor) -> Tensor:
-    """GPT2.hidden of a padded batch without the work on the padding: (B, T) -> (B, T, C) fp32, to be ignored at the padding.
-
-    Norms, MLPs and projections, all per-token work, run on the n real tokens; attention alone pads them.
-    """
+    """GPT2.hidden of a padded batch without the work on the padding: (B, T) -> (B, T, C) fp32, to be ignored at the padding."""
     x = model.embed(tokens, torch.arange(tokens.shape[1], device=tokens.device))            # (B, T, C)
     if not model.skip_padding or len(real_index) == tokens.numel():
         return model.blocks(x)

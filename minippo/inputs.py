@@ -250,8 +250,7 @@ def check_precision(model: torch.nn.Module) -> None:
 
 
 def check_trainable(model: torch.nn.Module, trained: list[Tensor], optimizer) -> None:
-    """ValueError for weights that were exchanged, unfrozen or halved since the trainer was made, and for a learning rate, of a
-    scheduler say, that would spoil them all."""
+    """ValueError for weights that were exchanged, unfrozen or halved since the trainer was made, and for an impossible learning rate."""
     check_precision(model)
     known = {id(p) for p in trained}
     if new := next((name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known), None):

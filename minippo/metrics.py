@@ -55,32 +55,18 @@ class RunningMoments:
     def __init__(self, mean: float = 0.0, var: float = 0.0, count: float = 0.0):
         self.mean, self.var, self.count = mean, var, count
 
-    def update(self, x: Tensor) -> None:
-        if x.dim() > 1:
+    def scale(self, scores: Tensor, center: bool) -> Tensor:
+        """Take scores (B,) in, and return them over the standard deviation of all so far, less their mean if asked to."""
+        if scores.dim() > 1:
             raise ValueError("use_score_scaling works on one score per response, but per-token rewards were given")
-        x = x.double()                  # in fp32 equal scores would have a tiny variance, and dividing by it blows them up
+        x = scores.double()             # in fp32 equal scores would have a tiny variance, and dividing by it blows them up
         n, mean, var = x.numel(), float(x.mean()), float(x.var(unbiased=False))
         total, delta = self.count + n, mean - self.mean
         self.var = (self.var * self.count + var * n + delta**2 * self.count * n / total) / total
         self.mean += delta * n / total
         self.count = total
-
-    def scale(self, x: Tensor, center: bool) -> Tensor:
-        """Take x in, and return it over the standard deviation of all so far, less their mean if asked to."""
-        self.update(x)
-        return (x - self.mean if center else x) / self.std
-
-    @property
-    def std(self) -> float:
-        """With n - 1; 1 while all scores were equal, so that a constant score is not blown up."""
         std = math.sqrt(self.var * self.count / max(1.0, self.count - 1))
-        return std if std > 0 else 1.0
-
-
-def group_stats(scores: Tensor, size: int) -> dict[str, Tensor]:
-    """How the scores (B,) differ within the groups of responses to one query; where they do not, they teach nothing."""
-    groups = scores.view(-1, size)
-    return {"ppo/groups/std_scores": groups.std(1).mean(), "ppo/groups/equal": (groups == groups[:, :1]).all(1).float().mean()}
+        return (scores - self.mean if center else scores) / (std if std > 0 else 1.0)       # constant ones are not blown up
 
 
 def batch_stats(batch, config) -> dict:
@@ -98,8 +84,10 @@ def batch_stats(batch, config) -> dict:
         "ppo/mean_scores": scores.mean(),
         "ppo/std_scores": std(scores),
     }
-    if config.group_size > 1:
-        scalars |= group_stats(scores, config.group_size)
+    if config.group_size > 1:                                                               # the responses to one query
+        groups = scores.view(-1, config.group_size)
+        scalars |= {"ppo/groups/std_scores": groups.std(1).mean(),
+                    "ppo/groups/equal": (groups == groups[:, :1]).all(1).float().mean()}    # where there is only KL to learn from
     if config.advantage == "gae":                                                           # there is a critic
         unexplained, variance = masked_var(returns - values, mask), masked_var(returns, mask)
         scalars |= {"ppo/returns/mean": masked_mean(returns, mask),
@@ -120,7 +108,6 @@ def batch_stats(batch, config) -> dict:
 
 class Metric(NamedTuple):
     """One scalar of metrics.jsonl, explained; a key that ends in "/" stands for all that begin with it."""
-
     key: str
     title: str
     what: str

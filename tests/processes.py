@@ -63,8 +63,8 @@ def three_updates(rewards: str = "per response", batch: int = 7, dtype=None, **s
             scores = [torch.full((len(response),), score) for response, score in zip(responses, scores)]
         before = dict(CALLS)
         stats = trainer.step(queries, responses, scores)
-        first = stats["ppo/policy/ratio"][:1] if trainer.steps_done == 1 else torch.ones(1)
-        updates.append({"responses": [response.tolist() for response in responses], "first": first.item(),
+        first = stats["ppo/policy/ratio"][:1 if trainer.steps_done == 1 else 0]            # none, where this process has no row
+        updates.append({"responses": [response.tolist() for response in responses], "first": first.tolist(),
                         "calls": {name: CALLS[name] - before[name] for name in CALLS},
                         "stats": {name: value for name, value in stats.items() if isinstance(value, (int, float)) and "time/" not in name}})
     slots = trainer.optimizer.state_dict()["state"]

@@ -194,18 +194,13 @@ def test_entropy_coefficient_rewards_entropy():
 
 def test_running_moments_equal_the_moments_of_everything_seen():
     moments, batches = RunningMoments(), [torch.tensor([1.0, 2.0, 4.0]), torch.tensor([8.0]), torch.tensor([-1.0, 0.0])]
-    for batch in batches:
-        moments.update(batch)
+    scaled = [moments.scale(batch, center=False) for batch in batches][-1]
     everything = torch.cat(batches)
     assert moments.mean == pytest.approx(everything.mean().item())
-    assert moments.std == pytest.approx(everything.std().item(), rel=1e-5)
-    constant = RunningMoments()
-    constant.update(torch.full((4,), 3.0))
-    assert constant.std == 1.0                                   # and not 0, which would blow the scores up
-    for n in (10, 64, 128):                                      # whose fp32 mean is not 0.1
-        constant = RunningMoments()
-        constant.update(torch.full((n,), 0.1))
-        assert constant.std == 1.0
+    assert scaled.tolist() == pytest.approx((batches[-1] / everything.std()).tolist(), rel=1e-5)
+    for n, score in ((4, 3.0), (10, 0.1), (64, 0.1), (128, 0.1)):      # of n fp32 numbers 0.1 the mean is not 0.1
+        constant = torch.full((n,), score)
+        assert RunningMoments().scale(constant, center=False).equal(constant)       # over 1 and not 0, which would blow the scores up
 
 
 # --- a step -------------------------------------------------------------------------------------------------------------

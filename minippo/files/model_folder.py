@@ -157,17 +157,18 @@ pipeline_tag: text-generation
 tags: [gpt2, ppo, rlhf, minippo]
 ---
 
-A GPT-2 ({n_layer} layers, width {n_embd}, {n_head} heads, {parameters:,} parameters) fine-tuned with PPO by minippo.
+A GPT-2 ({n_layer} layers, width {n_embd}, {n_head} heads, {parameters:,} parameters) trained by minippo.
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model = AutoModelForCausalLM.from_pretrained("<this folder or repository>")
 
-`value_head.safetensors` holds the value head of the training run; minippo's GPT2WithValueHead.from_pretrained loads it too.
+Heads lie apart. `value_head.safetensors`: of a policy that PPO trained, for minippo's GPT2WithValueHead.from_pretrained;
+`reward_head.safetensors`: of a reward model, for its RewardModel.from_pretrained.
 """
 
 
 def write_model(folder: Path, config: dict, weights: dict[str, Tensor], v_head: dict[str, Tensor] | None = None,
-                tokenizer=None, card: str = MODEL_CARD) -> None:
+                tokenizer=None) -> None:
     """Write a model folder's files into a folder that exists. config: GPT2Config's fields; weights: GPT2's parameters."""
     if odd := next((name for name in weights if not PARAMETER.fullmatch(name)), None):
         raise ValueError(f"{odd} is no parameter of GPT-2, and nothing could load it: nothing was written; take off what wraps the module "
@@ -186,11 +187,11 @@ def write_model(folder: Path, config: dict, weights: dict[str, Tensor], v_head: 
     write_json(folder / "generation_config.json", {"bos_token_id": eos, "eos_token_id": eos})
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
-    write_text(folder / "README.md", card.format(**config, parameters=sum(p.numel() for p in weights.values())))
+    write_text(folder / "README.md", MODEL_CARD.format(**config, parameters=sum(p.numel() for p in weights.values())))
 
 
 def save_model(folder: str | os.PathLike, config: dict, weights: dict[str, Tensor], v_head: dict[str, Tensor] | None = None,
-               tokenizer=None, card: str = MODEL_CARD, more: dict[str, dict[str, Tensor]] | None = None) -> None:
+               tokenizer=None, more: dict[str, dict[str, Tensor]] | None = None) -> None:
     """Write a model folder, see write_model; more: further files of tensors, by name.
 
     A new folder appears whole. In one that exists each file is replaced in one step; other files and a README.md stay.
@@ -201,7 +202,7 @@ def save_model(folder: str | os.PathLike, config: dict, weights: dict[str, Tenso
     if there.exists() and not (isinstance(content := read_json(there), dict) and "model_type" in content):
         raise ValueError(f"{there} is not a model's and would be lost: nothing was written; choose another folder")
     with new_folder(folder, whole=False) as temporary:
-        write_model(temporary, config, weights, v_head, tokenizer, card)
+        write_model(temporary, config, weights, v_head, tokenizer)
         for name, tensors in (more or {}).items():
             write_safetensors(temporary / name, tensors)
         if (folder / "README.md").exists():

@@ -57,8 +57,7 @@ def check(holds: bool, problem: str) -> None:
 def unique(pairs: list) -> dict:
     """A JSON object as a dict; no key stands twice."""
     result = dict(pairs)
-    if len(result) < len(pairs):
-        raise SafetensorsError(f"a key stands twice among {[key for key, _ in pairs]!r:.80}")
+    check(len(result) == len(pairs), f"a key stands twice among {[key for key, _ in pairs]!r:.80}")
     return result
 
 

@@ -132,15 +132,10 @@ def _text(text: str, space: str = " ") -> str:
     return escape("".join(hidden.get(c, c) for c in text).replace(" ", space))
 
 
-def _key(groups: list) -> list:
-    """The groups in their colours, each under the name of its first run."""
+def _names(groups: list) -> list:
+    """The groups in their colours, each under the name of its first run; "" for a run that is alone."""
     return [f'<b class="name r{group[0].colour}">{_text(group[0].name)}{f", mean of {len(group)}" if len(group) > 1 else ""}</b>'
-            for group in groups]
-
-
-def _names(runs: list) -> list:
-    """The names of the runs in their colours; "" where there is only one."""
-    return _key([[run] for run in runs]) if len(runs) > 1 else [""]
+            for group in groups] if len(groups) > 1 or len(groups[0]) > 1 else [""]
 
 
 def _thin(points: list) -> list:
@@ -176,11 +171,6 @@ def _path(points: list, x, y) -> str:
     return "".join(f"M{'L'.join(f'{x(step):.1f} {y(value):.1f}' for step, value, *_ in stretch)}h0" for stretch in stretches)
 
 
-def _spread(group: list, known: list) -> str:
-    """The deviation of the last of these points of `_means`, where several runs have one."""
-    return f" ± {number(known[-1][2], '.2g')}" if known and len(group) > 1 else ""
-
-
 def _chart(groups: list, key: str) -> str:
     """One metric of all runs as a figure: last values, curves, what healthy looks like; "" where no run has it."""
     metric, runs = metric_of(key), [run for group in groups for run in group]
@@ -209,7 +199,7 @@ def _chart(groups: list, key: str) -> str:
         band = f'<path class="band" d="M{"L".join(f"{x(s):.1f} {y(v):.1f}" for s, v in edges)}Z"/>' if edges else ""
         dot = "".join(f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="2.6"/>' for s, v, _ in known[-1:])
         marks += f'<g class="curve r{group[0].colour}">{band}<path d="{_path(curve, x, y)}"/>{dot}</g>'
-        said = number(known[-1][1] if known else None) + _spread(group, known)
+        said = number(known[-1][1] if known else None) + (f" ± {number(known[-1][2], '.2g')}" if known and len(group) > 1 else "")
         now += f'<b class="r{group[0].colour}" title="{_text(group[0].name)}">{said}</b>'
         label += f"; {group[0].name}: last {said}"
     marks += "".join(f'<path class="target" d="M{_LEFT} {y(t):.1f}H{_RIGHT}"/>'
@@ -312,7 +302,7 @@ def _trace(runs: list) -> str:
               for q in _QUANTITIES}  # of the deepest colour, over all updates and runs
     for one, other in (("logprob", "ref_logprob"), ("value", "return")):  # which one compares
         scales[one] = scales[other] = max(scales[one], scales[other])
-    scale, blocks = scales[_FIRST], ""
+    scale, names, blocks = scales[_FIRST], _names([[run] for run in runs]), ""
     for trace in traces:
         chips, step = "", trace["steps"][-1]
         for k, token in enumerate(trace["token"]):
@@ -320,7 +310,7 @@ def _trace(runs: list) -> str:
             numbers = ", ".join(f"{name} {number(last[q])}" for q, name in _QUANTITIES.items())
             chips += _chip(text, last[_FIRST], scale, f"“{text}” at update {step}: {numbers}")
         blocks += f"""
-<article class="trace"><header>{_names(runs)[trace["run"]]}<bdi class="query">{_text(trace["query"])}</bdi>
+<article class="trace"><header>{names[trace["run"]]}<bdi class="query">{_text(trace["query"])}</bdi>
 <span class="when">score {number(trace["score"])} · update {step}</span></header>
 <p class="tokens">{chips}</p>
 <div class="detail"><p aria-live="polite">Point at a token to read all its numbers.</p></div></article>"""
@@ -340,36 +330,23 @@ blue below zero, orange above</p>{few}
 
 def _heads(groups: list) -> str:
     """The facts: what all runs share once, then the groups with what they differ in, under colours that stay in sight."""
-    facts, heads = [], ""
-    for run in (run for group in groups for run in group):
+    def told(run: Run) -> dict:
         given, target = settings(run.config), kl_target(run.config)
         seconds = sum(finite(row.get("seconds")) or 0.0 for row in run.metrics)
-        told = {"": given.get("model"), "reward": given.get("reward"),
-                "updates": f"{len(run.metrics)} of {given.get('steps', '?')}", "batch": given.get("batch_size"),
-                "learning rate": given.get("learning_rate"), "KL target": target and number(target),
-                "fixed KL coefficient": given.get("init_kl_coef") if target is None else None, "seed": given.get("seed"),
-                "time": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"}
-        facts.append({name: str(value) for name, value in told.items() if value is not None})
-    shared = {name: value for name, value in facts[0].items() if all(one.get(name) == value for one in facts)}
-    for name, size in [("", 0), *zip(_key(groups) if len(facts) > 1 else [], map(len, groups))]:
-        own, facts = ([shared], facts) if not name else (facts[:size], facts[size:])
-        several = {k: ", ".join(dict.fromkeys(one.get(k, "–") for one in own)) for k in own[0] if not name or k not in shared}
+        facts = {"": given.get("model"), "reward": given.get("reward"),
+                 "updates": f"{len(run.metrics)} of {given.get('steps', '?')}", "batch": given.get("batch_size"),
+                 "learning rate": given.get("learning_rate"), "KL target": target and number(target),
+                 "fixed KL coefficient": given.get("init_kl_coef") if target is None else None, "seed": given.get("seed"),
+                 "time": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"}
+        return {name: str(value) for name, value in facts.items() if value is not None}
+
+    facts, heads = [[told(run) for run in group] for group in groups], ""
+    shared = {k: v for k, v in facts[0][0].items() if all(one.get(k) == v for group in facts for one in group)}
+    own = [{k: ", ".join(dict.fromkeys(one.get(k, "–") for one in group)) for k in group[0] if k not in shared} for group in facts]
+    for name, several in zip(["", *_names(groups)], [shared, *own]):
         spans = "".join(f"<span>{k} <b>{_text(v)}</b></span>" for k, v in several.items())
         heads += f'<p class="facts">{name}{spans}</p>' if name or spans else ""
     return heads
-
-
-def _tiles(groups: list) -> str:
-    """First and last value of the metrics that one looks at first."""
-    tiles = ""
-    for key in (*_HEADLINES[:5], "tokens/responses_len_mean"):
-        lines = ""
-        for group in groups:
-            if known := [point for point in _means(group, key) if point[1] is not None]:
-                lines += (f'<b class="r{group[0].colour}"><span>{number(known[0][1])} → </span>{number(known[-1][1])}'
-                          f'<span>{_spread(group, known)}</span></b>')
-        tiles += f"<div><h3>{metric_of(key).title}</h3>{lines}</div>" if lines else ""
-    return f'<div class="tiles">{tiles}</div>'
 
 
 def _configuration(runs: list) -> str:
@@ -380,7 +357,7 @@ def _configuration(runs: list) -> str:
         same = len(set(cells)) == 1
         told = "".join(f"<td>{cell}</td>" for cell in cells[:1 if same else None])
         rows[same] += f'<tr class="{"same" if same else "differs"}"><th>{_text(key)}</th>{told}</tr>'
-    head = "".join(f"<th>{name}</th>" for name in ["", *_names(runs)])
+    head = "".join(f"<th>{name}</th>" for name in ["", *_names([[run] for run in runs])])
     differing = rows[False] and f'<div class="wide"><table class="config"><tr>{head}</tr>{rows[False]}</table></div>'
     shared = f'{"<h3>The same in all</h3>" if len(runs) > 1 else ""}<table class="config">{rows[True]}</table>'
     return f'<details class="fold"><summary>Every setting</summary>{differing}{shared}</details>'
@@ -388,7 +365,7 @@ def _configuration(runs: list) -> str:
 
 def _each(runs: list, body) -> str:
     """body(run) for every run, side by side under its name where there are several."""
-    heads = [f'<h3 class="run">{name}</h3>' if name else "" for name in _names(runs)]
+    heads = [f'<h3 class="run">{name}</h3>' if name else "" for name in _names([[run] for run in runs])]
     cards = "".join(f'<div class="card">{head}{body(run)}</div>' for head, run in zip(heads, runs))
     return f'<div class="runs">{cards}</div>'
 
@@ -412,7 +389,7 @@ def write_report(run_dir, *more_dirs, out=None, live=0) -> Path:
     title = " and ".join(_text(run.name) for run in runs) if len(runs) < 3 else f"{len(runs)} runs"
     found = _each(runs, lambda run: f"<ul><li>{'</li><li>'.join(map(_text, findings(run.metrics, run.config)))}</li></ul>")
     heading = " and ".join(f"<bdi>{_text(run.name)}</bdi>" for run in runs) if len(runs) < 3 else title
-    key = f'<nav class="key">{"".join(_key(groups))}</nav>' if len(runs) > 1 else ""
+    key = f'<nav class="key">{"".join(_names(groups))}</nav>' if len(runs) > 1 else ""
     curves, evaluated = _curves(groups)
     evaluated = evaluated and f'<div class="charts">{evaluated}</div>{_each(runs, _evaluated)}'
     sections = {"Findings": found, "Curves": f'<p class="lead">Under each curve: what a healthy run looks like.</p>{curves}',
@@ -430,7 +407,7 @@ update. The number under a token is its own; · is a space, ⏎ a line end.</p>{
 <meta name="color-scheme" content="light dark"><title>{title} · minippo</title><style>{style}</style></head>
 <body{' class="several"' if len(runs) > 1 else ""}><main>
 <header><p class="eyebrow">minippo run report{written}</p><h1>{heading}</h1>{_heads(groups)}</header>
-<nav class="contents">{contents}</nav>{key}{_tiles(groups)}{body}</main><script>{script}</script></body></html>"""
+<nav class="contents">{contents}</nav>{key}{body}</main><script>{script}</script></body></html>"""
     path = Path(out) if out else Path(run_dir) / ("comparison.html" if more_dirs else "report.html")
     write_text(path, page)
     return path

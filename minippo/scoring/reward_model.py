@@ -31,16 +31,6 @@ from ..inputs import check_tokens, pad_right
 HEAD_FILE = "reward_head.safetensors"
 SCORE_BATCH = 64            # texts per forward pass where no gradient is needed
 
-MODEL_CARD = """---
-tags: [gpt2, reward-model, rlhf, minippo]
----
-
-A reward model: GPT-2 and, in `reward_head.safetensors`, a linear head that reads a score at the end of query + response.
-
-    from minippo import RewardModel
-    RewardModel.from_pretrained("<this folder>").score(["This film"], [" was a delight."])
-"""
-
 
 class RewardModel(nn.Module):
     """GPT-2 and a linear head: score = gain * r_head(hidden state of the last token) + bias.
@@ -90,7 +80,7 @@ class RewardModel(nn.Module):
         """Write the model folder, the head in a file of its own. In a folder that exists, other files stay as they are."""
         if rank() > 0:                          # under torchrun the first process writes
             return
-        save_model(folder, asdict(self.config), dict(self.transformer.named_parameters()), card=MODEL_CARD,
+        save_model(folder, asdict(self.config), dict(self.transformer.named_parameters()),
                    tokenizer=tokenizer or self.tokenizer, more={HEAD_FILE: self.head_state()})
 
     def head_state(self) -> dict[str, Tensor]:

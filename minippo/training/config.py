@@ -1,11 +1,10 @@
 """What a training run is told: its settings, and what of them a run that goes on may change."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
+from inspect import formatannotation
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
@@ -24,7 +23,7 @@ def check_types(cls: type, values: dict) -> None:
         kinds = {get_origin(kind) or kind for kind in get_args(hint) or [hint]}
         kinds |= {int} if float in kinds else set()
         if not isinstance(value, tuple(kinds)):
-            raise ValueError(f"{cls.__name__}: {name} must be {cls.__annotations__[name]}, got {value!r:.60}")
+            raise ValueError(f"{cls.__name__}: {name} must be {formatannotation(hint)}, got {value!r:.60}")
 
 
 def place(path: str, what: str) -> Path:

@@ -283,10 +283,7 @@ def review_queries(n: int, seed: int) -> list[str]:
 
 
 def preference_pairs(n: int, seed: int) -> list[Pair]:
-    """Return n pairs of reviews that begin alike; `chosen` is the one with the higher `true_score`.
-
-    There is no noise in it: the rule always decides, and reviews of equal score are not paired.
-    """
+    """Return n pairs of reviews that begin alike; `chosen` is the one with the higher `true_score`: there is no noise in it."""
     rng = random.Random(seed)
     pool = [_review(rng) for _ in range(n + 1000)]
     alike = defaultdict(list)                      # opening -> the reviews that begin with it

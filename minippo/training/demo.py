@@ -13,8 +13,6 @@ The pairs were labelled by a rule, data.true_score, that neither the reward mode
 real run can: whether the reviews became what was meant, or only what the reward model likes.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import asdict, dataclass

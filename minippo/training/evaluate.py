@@ -84,10 +84,7 @@ def evaluate(job: Job, metrics: dict, samples: list[dict]) -> None:
 
 
 def traces(trainer: PPOTrainer, tokenizer: Tokenizer, followed: list[dict], step: int) -> list[dict]:
-    """A record for each followed response, with every number that each of its tokens meets in PPO under the policy as it is now.
-
-    followed: {"query": token ids, "response": token ids, "score": a number}, as RunState has them.
-    """
+    """A record for each followed response, with every number that each of its tokens meets in PPO under the policy as it is now."""
     if not followed:
         return []
     queries, responses = ([torch.tensor(pair[name], device="cpu") for pair in followed] for name in ("query", "response"))

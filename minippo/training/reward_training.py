@@ -9,8 +9,6 @@ A pair says which of two texts is the better one, and its loss is -log sigmoid(s
 Sources: Ziegler et al. 2019, section 2.1; openai/lm-human-preferences, train_reward.py: normalisation before and after, Adam.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass
@@ -56,12 +54,6 @@ class Result(NamedTuple):
     seconds: float
 
 
-class Example(NamedTuple):
-    """One judgement. texts: (chosen, rejected), with label 1; or (text,), with label 1 for good and 0 for bad."""
-    texts: tuple[str, ...]
-    label: float
-
-
 def train_on_pairs(model: RewardModel, pairs: Sequence[tuple[str, str, str]],
                    config: RewardModelConfig = RewardModelConfig()) -> Result:
     """Train `model` in place on preferences, (query, chosen, rejected) as texts, and normalise its scores.
@@ -73,7 +65,7 @@ def train_on_pairs(model: RewardModel, pairs: Sequence[tuple[str, str, str]],
             raise ValueError(f"pairs[{i}]: expected three texts (query, chosen, rejected), got {pair!r:.80}")
         if pair[1] == pair[2]:
             raise ValueError(f"pairs[{i}]: chosen and rejected are both {pair[1]!r:.60}: nothing is preferred")
-    return train(model, [Example((query + chosen, query + rejected), 1.0) for query, chosen, rejected in pairs], config)
+    return train(model, [((query + chosen, query + rejected), 1.0) for query, chosen, rejected in pairs], config)
 
 
 def train_on_labels(model: RewardModel, texts: Sequence[str], labels: Sequence[int],
@@ -86,7 +78,7 @@ def train_on_labels(model: RewardModel, texts: Sequence[str], labels: Sequence[i
             raise ValueError(f"texts[{i}]: expected a text and a label 0 or 1, got {text!r:.60} and {label!r:.20}")
     if len(set(map(float, labels))) == 1:
         raise ValueError(f"all {len(labels)} labels are {labels[0]}: there is nothing to tell apart")
-    return train(model, [Example((text,), float(label)) for text, label in zip(texts, labels)], config)
+    return train(model, [((text,), float(label)) for text, label in zip(texts, labels)], config)
 
 
 def batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
@@ -106,15 +98,15 @@ def preference_loss(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.enable_grad()
-def train(model: RewardModel, examples: list[Example], config: RewardModelConfig) -> Result:
-    """The one loop behind train_on_pairs and train_on_labels."""
+def train(model: RewardModel, examples: list[tuple[tuple[str, ...], float]], config: RewardModelConfig) -> Result:
+    """The one loop behind train_on_pairs and train_on_labels. examples: ((chosen, rejected), 1.0), or ((text,), its label)."""
     started = time.monotonic()
     start()
     generator = torch.Generator().manual_seed(config.seed)
     training, held_out = split(examples, config.held_out, generator)
-    sequences = [[model.encode(text, config.max_tokens) for text in example.texts] for example in training]
-    samples = [model.encode(text, config.max_tokens) for example in held_out + training[:NORMALIZE_SAMPLES]
-               for text in example.texts][:NORMALIZE_SAMPLES]      # held-out ones first: they are what new texts look like
+    sequences = [[model.encode(text, config.max_tokens) for text in texts] for texts, _ in training]
+    samples = [model.encode(text, config.max_tokens) for texts, _ in held_out + training[:NORMALIZE_SAMPLES]
+               for text in texts][:NORMALIZE_SAMPLES]      # held-out ones first: they are what new texts look like
     model.normalize(samples)                                       # whatever scale the trunk's hidden states have
     optimizer = torch.optim.Adam(model.parameters(), eps=config.adam_eps, fused=True)
     lengths = [max(map(len, texts)) for texts in sequences]
@@ -125,7 +117,7 @@ def train(model: RewardModel, examples: list[Example], config: RewardModelConfig
         optimizer.zero_grad()
         rows = share(batch) or batch[:1]                           # more processes than rows: this one's part of the sum is 0
         scores = model([tokens for i in rows for tokens in sequences[i]]).view(len(rows), -1)
-        labels = torch.tensor([training[i].label for i in rows], device="cpu").to(model.device, non_blocking=model.device.type == "cuda")
+        labels = torch.tensor([training[i][1] for i in rows], device="cpu").to(model.device, non_blocking=model.device.type == "cuda")
         loss = preference_loss(scores, labels)[0].mean() * (len(share(batch)) / len(batch))
         loss.backward()
         in_place("the gradient", [*(p.grad for p in model.parameters()), loss])
@@ -137,8 +129,8 @@ def train(model: RewardModel, examples: list[Example], config: RewardModelConfig
 
     accuracy = held_out_loss = math.nan
     if held_out:
-        scores = model.evaluate([model.encode(text, config.max_tokens) for example in held_out for text in example.texts])
-        losses, right = preference_loss(scores.view(len(held_out), -1), torch.tensor([example.label for example in held_out], device="cpu"))
+        scores = model.evaluate([model.encode(text, config.max_tokens) for texts, _ in held_out for text in texts])
+        losses, right = preference_loss(scores.view(len(held_out), -1), torch.tensor([label for _, label in held_out], device="cpu"))
         accuracy, held_out_loss = right.float().mean().item(), losses.mean().item()
     model.normalize(samples)
     progress.finish(f"accuracy {accuracy:.3f} on {len(held_out)} held-out examples" if held_out else "nothing held out")

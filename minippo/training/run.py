@@ -6,8 +6,6 @@ A run that was killed at any moment continues with resume=True, and then writes 
 (on a CPU with as many threads; times aside). Whatever else ends it, what was learnt is saved, if an update was not cut in two.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -38,7 +36,7 @@ from .data import check_vocabulary, cut, load_prompts, read_bytes
 from .evaluate import Job, due, evaluate
 from .run_folder import (LOGS, OURS, Log, RunState, check_folder, checkpoints, lock, model_source, open_folder, plain,
                          read_record, save, where_saved)
-from .terminal import Progress, eval_line, sample_line, say, status_line, warn
+from .terminal import Progress, sample_line, say, status_line, warn
 
 
 class Stop:
@@ -146,7 +144,9 @@ def loop(job: Job, state: RunState, logs: dict[str, Log], stop: Stop, on_update:
                 progress.show(step, brief) if step < run.steps else progress.finish(brief)
             elif not run.quiet:
                 shown = [sample_line(sample) for sample in samples if not {"trace", "eval"} & sample.keys()]
-                shown += [eval_line(metrics)] if "eval/score" in metrics else []
+                if "eval/score" in metrics:
+                    evaluated = (f"{name} {metrics[f'eval/{name}']:.3f}" for name in ("score", "kl", "length", "distinct"))
+                    shown.append(f"    evaluation: {'  '.join(evaluated)}")
                 say("\n".join([status_line(metrics, run.steps, progress.seconds_left(step)), *shown]))
             if run.keep_best and metrics.get(run.best_metric, -math.inf) > state.best.get(run.best_metric, -math.inf):
                 before, state.best = state.best, state.best | {run.best_metric: metrics[run.best_metric]}

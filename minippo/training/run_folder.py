@@ -12,8 +12,6 @@
 Only what a run wrote itself is ever removed or cut: a folder of other things is refused before anything happens in it.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -200,9 +198,7 @@ def model_source(name: str, flag: str = "--model") -> str:
 
 
 def save(out: Path, trainer: PPOTrainer, state: RunState, logs: dict[str, Log], keep: int | None) -> None:
-    """Write a checkpoint, then remove the oldest; OSError leaves the old ones as they were. keep: how many; None: write best/.
-
-    Of several processes the first one does it."""
+    """Write a checkpoint, then remove the oldest; OSError leaves the old ones as they were. keep: how many; None: write best/."""
     if rank() > 0:
         return
     state.sizes = {name: log.write([], sync=True) for name, log in logs.items()}    # before the checkpoint that counts on them

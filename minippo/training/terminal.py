@@ -90,9 +90,5 @@ def status_line(metrics: dict, steps: int, seconds_left: float) -> str:
             f"  value error {metrics['ppo/val/error']:7.3f}  {metrics['tokens_per_second']:6.0f} tokens/s  {left} left")
 
 
-def eval_line(metrics: dict) -> str:
-    return "    evaluation: " + "  ".join(f"{name} {metrics[f'eval/{name}']:.3f}" for name in ("score", "kl", "length", "distinct"))
-
-
 def sample_line(sample: dict) -> str:
     return f"    score {sample['score']:7.3f}  kl {sample['kl']:6.2f}  {visible(sample['query'])} |{visible(sample['response'])}"

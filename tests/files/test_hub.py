@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from minippo.files import download, hub
+from minippo.files import hub
 from minippo.files.hub import HubModel, resolve_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,7 +127,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9/")     # nobody listens there
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.3")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(download, "BACKOFF", 0.0001)
+    monkeypatch.setattr(hub, "BACKOFF", 0.0001)
     return tmp_path / "hf"
 
 
@@ -238,7 +238,7 @@ def test_disk_without_symbolic_links_gets_the_file_itself(server, monkeypatch):
 def test_progress_line_on_a_terminal_is_rewritten_in_place(server, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     now = iter(range(10_000))
-    monkeypatch.setattr(download.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(hub.time, "monotonic", lambda: float(next(now)))
     fetch_weights()
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "\r" in err and err.endswith("MB/s\n")
@@ -296,14 +296,14 @@ def test_cut_download_resumes_with_range(server, home, capsys):
 
 def test_more_cuts_than_retries_are_survived_while_bytes_arrive(server):
     server.faults = [cut(5_000)] * 10     # 50,000 of 51,200 bytes
-    assert fetch_weights() == WEIGHTS and len(server.requests) == 11 > download.RETRIES + 1
+    assert fetch_weights() == WEIGHTS and len(server.requests) == 11 > hub.RETRIES + 1
 
 
 def test_retries_without_a_new_byte_are_bounded_and_leave_nothing(server, home):
     server.faults = [cut(20_000)] + [cut(0)] * 99
     with pytest.raises(ConnectionError, match="closed at byte 20000 of 51200; gave up with 20000 bytes"):
         fetch_weights()
-    assert len(server.requests) == 1 + download.RETRIES
+    assert len(server.requests) == 1 + hub.RETRIES
     assert everything(home) == []
 
 
@@ -335,7 +335,7 @@ def test_a_server_without_etag_starts_over(server):
 
 def test_a_body_without_end_is_given_up(server, home, monkeypatch):
     """Neither Content-Length nor X-Linked-Size: the bound of its kind holds, 128 MiB for what is no weights."""
-    monkeypatch.setitem(download.LARGEST, "", 100_000)
+    monkeypatch.setitem(hub.LARGEST, "", 100_000)
 
     def endless(request):
         send(request, 200, {"X-Repo-Commit": COMMIT, "ETag": '"x"'})
@@ -360,14 +360,14 @@ def test_a_redirect_with_a_body_without_end_is_followed_at_once(server):
 
 
 def test_an_announced_size_beyond_the_bound_is_refused(server, home, monkeypatch):
-    monkeypatch.setitem(download.LARGEST, ".safetensors", 50_000)
+    monkeypatch.setitem(hub.LARGEST, ".safetensors", 50_000)
     with pytest.raises(OSError, match="of 51200 bytes .*such a file may have 50,000"):
         fetch_weights()
     assert everything(home) == []
 
 
 def test_a_trickle_is_given_up(server, home, monkeypatch):
-    monkeypatch.setattr(download, "GRACE", 0.1)
+    monkeypatch.setattr(hub, "GRACE", 0.1)
 
     def trickle(request):
         send(request, 200, facts(WEIGHTS, **{"Content-Length": len(WEIGHTS)}))
@@ -450,7 +450,7 @@ def test_stalled_server_times_out_and_the_download_goes_on(server):
 
 
 def test_server_that_never_answers_ends_in_an_error(server, home, monkeypatch):
-    monkeypatch.setattr(download, "RETRIES", 1)
+    monkeypatch.setattr(hub, "RETRIES", 1)
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.1")
     server.faults = [lambda request: time.sleep(0.3)] * 9
     with pytest.raises(ConnectionError, match="timed out; gave up"):
@@ -459,7 +459,7 @@ def test_server_that_never_answers_ends_in_an_error(server, home, monkeypatch):
 
 
 def test_unreachable_endpoint_is_said_at_once(home, monkeypatch):
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: pytest.fail("waited for a server that is not there"))
+    monkeypatch.setattr(hub.time, "sleep", lambda seconds: pytest.fail("waited for a server that is not there"))
     with pytest.raises(ConnectionError, match="cannot reach http://127.0.0.1:9/user/model/resolve/main/config.json"):
         resolve_model("user/model", FILES)
 
@@ -499,14 +499,14 @@ def test_optional_file_of_a_repo_that_does_not_exist_is_an_error(server):
 
 def test_busy_server_is_given_the_time_it_asks_for(server, monkeypatch):
     waits = []
-    monkeypatch.setattr(download.time, "sleep", waits.append)
+    monkeypatch.setattr(hub.time, "sleep", waits.append)
     server.faults = [status(429, Retry_After=7), status(503, Retry_After="soon"), status(500), status(502)]
     assert fetch_weights() == WEIGHTS
-    assert waits == [7, download.BACKOFF * 2, download.BACKOFF * 4, download.BACKOFF * 8]
+    assert waits == [7, hub.BACKOFF * 2, hub.BACKOFF * 4, hub.BACKOFF * 8]
 
 
 def test_busy_server_that_asks_for_too_long_a_pause_ends_it(server, monkeypatch):
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: pytest.fail("slept"))
+    monkeypatch.setattr(hub.time, "sleep", lambda seconds: pytest.fail("slept"))
     server.faults = [status(429, Retry_After=3600)]
     with pytest.raises(ConnectionError, match="status 429 Too Many Requests, Retry-After 3600"):
         fetch_weights()

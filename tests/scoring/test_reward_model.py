@@ -235,7 +235,7 @@ def test_the_folder_holds_what_the_design_says(model, tmp_path):
     shapes = {name: tuple(x.shape) for name, x in read_safetensors(tmp_path / HEAD_FILE).items()}
     assert shapes == {"r_head.weight": (1, 16), "r_head.bias": (1,), "gain": (), "bias": ()}
     assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 256
-    assert "reward model" in (tmp_path / "README.md").read_text()
+    assert "`reward_head.safetensors`: of a reward model" in (tmp_path / "README.md").read_text()
 
 
 def test_saving_again_keeps_a_readme_and_foreign_files(model, tmp_path):

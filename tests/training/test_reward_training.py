@@ -12,7 +12,7 @@ from minippo.gpt2 import GPT2
 from minippo.scoring.reward_model import RewardModel
 from minippo.training import reward_training as module
 from minippo.training.data import split
-from minippo.training.reward_training import (Example, RewardModelConfig, batches, preference_loss, train_on_labels,
+from minippo.training.reward_training import (RewardModelConfig, batches, preference_loss, train_on_labels,
                                               train_on_pairs)
 from test_reward_model import BYTES, CONFIG, fresh, generator, model, same, state  # noqa: F401: model is a fixture
 
@@ -96,8 +96,8 @@ def test_a_training_repeats_itself_from_its_seed():
 def test_held_out_examples_are_never_trained_on(model):
     """Labels that are turned around in the held-out part alone: the same weights, accuracy a against 1 - a."""
     texts, labels = reviews(100)
-    examples = [Example((text,), float(label)) for text, label in zip(texts, labels)]
-    held_out = {example.texts[0] for example in split(examples, 0.2, generator(0))[1]}
+    examples = [((text,), float(label)) for text, label in zip(texts, labels)]
+    held_out = {texts[0] for texts, _ in split(examples, 0.2, generator(0))[1]}
     turned = [1 - label if text in held_out else label for text, label in zip(texts, labels)]
     start, config = state(model), RewardModelConfig(**FAST, held_out=0.2)
     result, trained = train_on_labels(model, texts, labels, config), state(model)
