@@ -158,7 +158,7 @@ def test_what_the_first_process_has_saved_all_can_load_behind_a_barrier(tmp_path
 @slow
 def test_a_process_that_hangs_is_named(tmp_path):
     status, _, errors = finish(torchrun(3, HERE / "processes.py", "hang", MINIPPO_TIMEOUT="3"))
-    assert status == 1 and re.search("process [02] of 3 waited for queries and responses: another one has ended or is late", errors)
+    assert status == 1 and re.search("process [02] of 3 waited for queries, responses or random numbers: another one has ended or is late", errors)
 
 
 # --- the commands --------------------------------------------------------------------------------------
