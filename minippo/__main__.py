@@ -297,7 +297,10 @@ def main(argv: list[str]) -> int:
 def program() -> None:
     """The program, also as the command `minippo`: main, in which printing cannot fail."""
     protect()
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if world_size() > 1:                                            # at once: what waits for others may wait for ever
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

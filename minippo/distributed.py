@@ -7,9 +7,10 @@ fills in its rows of zeros, or has the gradient of its rows, and the sum is what
 import atexit
 import hashlib
 import os
+import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Sequence
 
 import torch
 import torch.distributed as dist
@@ -33,7 +34,7 @@ def start() -> tuple[bool, int]:
         if nccl:
             torch.cuda.set_device(default_device())
         dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=number, world_size=n, timeout=timeout)
-        atexit.register(dist.destroy_process_group)
+        atexit.register(lambda: (time.sleep(0.2), dist.destroy_process_group()))     # gloo's thread lets go of its tensors, or aborts
         check_same("version of minippo", *(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
     return rank() == 0, world_size()
 
@@ -62,7 +63,7 @@ def interleave(each: list[Sequence]) -> list:               # the inverse of sha
     return [each[i % len(each)][i // len(each)] for i in range(sum(map(len, each)))]
 
 
-def together(what: str, collective: Callable, *args) -> None:
+def together(what: str, collective, *args) -> None:
     """What all processes must call; ProcessLost where one does not."""
     try:
         collective(*args)
@@ -80,8 +81,8 @@ def of_each(what: str, thing: Any) -> list:
 
 def check_same(what: str, *things: Any) -> None:
     """ValueError where the processes differ in these tensors, or in the repr of these things."""
-    plain = [x.tolist() if isinstance(x, Tensor) else x for x in things if world_size() > 1]        # nothing to do alone
-    if len(set(of_each(what, hashlib.sha256(repr(plain).encode()).digest()))) > 1:
+    plain = repr([x.tolist() if isinstance(x, Tensor) else x for x in things if world_size() > 1])      # alone nothing
+    if len(set(of_each(what, hashlib.sha256(plain.encode()).digest()))) > 1:
         raise ValueError(f"the processes differ in their {what}: give all the same, and seed what you draw at random")
 
 
