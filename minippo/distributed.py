@@ -31,8 +31,7 @@ def start() -> tuple[bool, int]:
         store, number, n = next(dist.rendezvous("env://", timeout=timeout))
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)      # of this start, not of one before
         nccl = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()          # it wants a card for each process
-        if nccl:
-            torch.cuda.set_device(default_device())
+        torch.cuda.set_device(default_device() if nccl else -1)                                 # -1: leave it
         dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", store=store, rank=number, world_size=n, timeout=timeout)
         atexit.register(lambda: (time.sleep(0.2), dist.destroy_process_group()))     # gloo's thread lets go of its tensors, or aborts
         check_same("version of minippo", *(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
