@@ -127,9 +127,10 @@ def test_an_update_takes_few_collectives(results):
 
 # --- faults: all end within seconds, and one says why --------------------------------------------------
 
-def test_an_error_on_one_process_ends_all(tmp_path):
+@pytest.mark.parametrize("n", [2, pytest.param(3, marks=slow)])
+def test_an_error_on_one_process_ends_all(n):
     start = time.monotonic()
-    status, _, errors = finish(torchrun(2, HERE / "processes.py", "error"))
+    status, _, errors = finish(torchrun(n, HERE / "processes.py", "error"))
     assert status == 1 and errors.count("RuntimeError: the dog ate it") == 1 and time.monotonic() - start < 60
 
 
@@ -226,9 +227,10 @@ def test_a_run_of_two_processes_writes_what_one_writes(folder):
 
 
 @slow
-def test_a_failing_reward_ends_all_with_one_message_and_everything_saved(folder):
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_failing_reward_ends_all_with_one_message_and_everything_saved(folder, n):
     (folder / "slow").touch()
-    process = torchrun(2, *TRAIN, "--reward", "own:score", "--out", "run")
+    process = torchrun(n, *TRAIN, "--reward", "own:score", "--out", "run")
     wait_for(folder / "run" / "metrics.jsonl", 2)
     (folder / "fail").touch()
     status, printed, errors = finish(process)
@@ -237,10 +239,10 @@ def test_a_failing_reward_ends_all_with_one_message_and_everything_saved(folder)
 
 
 @slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_all_and_torchrun_restarts_the_run(folder, rank):
+@pytest.mark.parametrize("n, rank", [(2, 0), (2, 1), (3, 2)])
+def test_a_killed_process_ends_all_and_torchrun_restarts_the_run(folder, n, rank):
     (folder / "slow").touch()
-    process = torchrun(2, *TRAIN, "--reward", "own:score", "--resume", "--out", "run", restarts=1)
+    process = torchrun(n, *TRAIN, "--reward", "own:score", "--resume", "--out", "run", restarts=1)
     wait_for(folder / "run" / "metrics.jsonl", 2)
     os.kill(workers(process)[rank], signal.SIGKILL)
     status, printed, errors = finish(process)
@@ -252,10 +254,11 @@ def test_a_killed_process_ends_all_and_torchrun_restarts_the_run(folder, rank):
 
 
 @slow
+@pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("whom", ["torchrun", "the second process"])
-def test_a_signal_ends_the_run_after_the_same_update_on_all(folder, whom):
+def test_a_signal_ends_the_run_after_the_same_update_on_all(folder, whom, n):
     (folder / "slow").touch()
-    process = torchrun(2, *TRAIN, "--reward", "own:score", "--out", "run")
+    process = torchrun(n, *TRAIN, "--reward", "own:score", "--out", "run")
     wait_for(folder / "run" / "metrics.jsonl", 2)
     os.kill(process.pid if whom == "torchrun" else workers(process)[1], signal.SIGTERM)
     status, printed, errors = finish(process)
