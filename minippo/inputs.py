@@ -114,7 +114,7 @@ def check_groups(queries: list[Tensor], group_size: int) -> None:
     if len(queries) % group_size:
         raise ValueError(f"expected groups of {group_size} responses to one query (PPOConfig.group_size), got {len(queries)} responses")
     for i, query in enumerate(queries):
-        if not torch.equal(query, queries[i - i % group_size]):
+        if i % group_size and not torch.equal(query, queries[i - i % group_size]):
             raise ValueError(f"queries[{i}] differs from queries[{i - i % group_size}], but group_size is {group_size}: repeat each "
                              "query that often, one behind the other")
 

@@ -164,7 +164,7 @@ def run_stages(config: DemoConfig, out: Path, run: RunConfig, ppo: PPOConfig) ->
     race = Race(config, out)
     reward = Reward([(1.0, f"model:{out / 'reward-model'}", judge.score), (0.0, f"{__name__}:true_scores", race)])
     result = train(run, ppo, resume=True, score_fn=reward)
-    if config.target is not None and result.steps_done == config.steps:         # nothing was scored after the last update
+    if config.target is not None and result.steps_done == config.steps and rank() == 0:     # nothing was scored after the last update
         say(race.won() or f"fresh reviews did not reach a true score of {config.target}, a KL below 10, half of them distinct")
     return result
 
