@@ -160,10 +160,10 @@ def iteration_work(sizes: GPT2Config, query_lengths: list[int], new_tokens: int,
 
 
 def limit_seconds(work: dict[str, tuple[int, int]], flops_per_second: float, bytes_per_second: float) -> dict[str, float]:
-    """The shortest possible time of each phase on a machine of these rates."""
+    """The shortest possible time of each phase, and of decoding alone, on a machine of these rates."""
     t = {part: max(flops / flops_per_second, size / bytes_per_second) for part, (flops, size) in work.items()}
     return {"rollout": t["prefill"] + t["decode"], "scoring": t["scoring"], "update": t["training"] + t["optimizer"],
-            "iteration": sum(t.values())}
+            "iteration": sum(t.values()), "decode": t["decode"]}
 
 
 def best_seconds(run: Callable[[], object], device: torch.device, budget: float) -> float:
@@ -290,14 +290,19 @@ def measure(config: BenchConfig) -> dict:
     trainer, queries = make_trainer(config), make_queries(config)
     work = iteration_work(config.sizes, config.query_lengths, config.new_tokens, config.ppo_epochs, config.updates,
                           DTYPES[config.precision].itemsize)
-    runs = [run_iteration(config, trainer, queries) for _ in range(config.warmup + config.iterations)]
-    peak = peak_memory(device)                                          # before the ceilings take theirs
+    runs = [run_iteration(config, trainer, queries) for _ in range(config.warmup)]
+    start = time.perf_counter(), time.process_time()
+    runs += [run_iteration(config, trainer, queries) for _ in range(config.iterations)]
+    wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
+    peak = peak_memory(device)                                          # before other shapes and the ceilings take theirs
+    prefill = best_seconds(lambda: trainer.generate(queries, max_new_tokens=1, eos_token_id=None), device, config.ceiling_seconds)
     del trainer
     ceilings = measure_ceilings(config.sizes, config.precision, device, config.ceiling_seconds)
     rate, bandwidth = ceilings[config.precision], max(ceilings["read"], ceilings["copy"])
     limits = limit_seconds(work, rate, bandwidth)
     times = {phase: [run[phase] for run in runs[config.warmup:]] for phase in PHASES}
     medians = {phase: statistics.median(times[phase]) for phase in PHASES}
+    steps = config.new_tokens - 1
     return {
         "workload": asdict(config) | {"dtype": config.precision, "device": str(device)},
         "machine": torch.cuda.get_device_name(device) if config.on_cuda else
@@ -309,8 +314,11 @@ def measure(config: BenchConfig) -> dict:
         "share_of_limit": {phase: limits[phase] / medians[phase] for phase in PHASES},
         "first_iteration_seconds": runs[0]["iteration"],
         "response_tokens_per_second": config.batch * config.new_tokens / medians["iteration"],
+        "decode_ms": 1000 * (medians["rollout"] - prefill) / steps if steps else None,
+        "decode_limit_ms": 1000 * limits["decode"] / steps if steps else None,
         "flops_utilisation": sum(flops for flops, _ in work.values()) / medians["iteration"] / rate,
         "peak_memory_bytes": peak, "memory_at_start_bytes": at_start, "memory_estimate_bytes": sum(memory_estimate(config).values()),
+        "cores_used": cpu / wall,
     }
 
 
@@ -326,10 +334,15 @@ def print_result(config: BenchConfig, result: dict) -> None:
         numbers = [*result["seconds"][phase].values(), result["limit_seconds"][phase]]
         print(f"{phase:15}" + "".join(f" {x:9.4f}" for x in numbers) + f"   {result['share_of_limit'][phase]:.0%}")
     print(f"{'first iteration':15} {result['first_iteration_seconds']:9.4f}")
+    if result["decode_ms"] is not None:
+        print(f"decode          {result['decode_ms']:.2f} ms a step, limit {result['decode_limit_ms']:.2f} ms")
     print(f"throughput      {result['response_tokens_per_second']:,.1f} response tokens/s, {result['flops_utilisation']:.0%} of the "
           f"{config.precision} rate in model FLOPs")
     print(f"peak memory     {result['peak_memory_bytes'] / 1e9:.2f} GB, of which {result['memory_at_start_bytes'] / 1e9:.2f} before the "
           f"model; estimated for the tensors {result['memory_estimate_bytes'] / 1e9:.2f}")
+    if not config.on_cuda:
+        busy = " (the machine was busy with other things: measure again)" * (result["cores_used"] < 0.9 * torch.get_num_threads())
+        print(f"cores used      {result['cores_used']:.2f} of {torch.get_num_threads()}{busy}")
     print("\n" + json.dumps(result))
 
 

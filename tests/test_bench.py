@@ -43,7 +43,7 @@ def test_iteration_work_by_hand():
 def test_limit_is_the_larger_of_flops_and_bytes():
     """10 FLOP/s and 2 bytes/s: prefill 2 s by FLOPs, decode 4 s by bytes, and so on."""
     work = {"prefill": (20, 1), "decode": (10, 8), "scoring": (30, 2), "training": (100, 6), "optimizer": (0, 10)}
-    assert limit_seconds(work, 10.0, 2.0) == {"rollout": 6.0, "scoring": 3.0, "update": 15.0, "iteration": 24.0}
+    assert limit_seconds(work, 10.0, 2.0) == {"rollout": 6.0, "scoring": 3.0, "update": 15.0, "iteration": 24.0, "decode": 4.0}
 
 
 H100, CPU, CPU_BF16 = (790e12, 3.0e12, 2), (150e9, 45e9, 4), (350e9, 45e9, 2)       # FLOP/s, bytes/s, bytes of a number
@@ -209,7 +209,7 @@ def test_a_tiny_run(capsys, tmp_path):
     assert result["limit_seconds"] == limit_seconds(work, rates["float32"], max(rates["read"], rates["copy"]))
     assert result["flops_utilisation"] == pytest.approx(sum(f for f, _ in work.values()) / seconds["iteration"] / rates["float32"])
     assert result["peak_memory_bytes"] >= result["memory_at_start_bytes"] > 2e7                 # Python and PyTorch at least
-    for line in ("rollout", "scoring", "update", "iteration", "first iteration", "throughput", "peak memory"):
+    for line in ("rollout", "scoring", "update", "iteration", "first iteration", "decode", "throughput", "peak memory", "cores used"):
         assert any(row.startswith(line) for row in text.splitlines()), line
 
 
