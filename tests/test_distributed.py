@@ -290,7 +290,7 @@ from minippo.scoring.rewards import Reward
 from minippo.training.run import RunConfig, train
 config = PPOConfig(batch_size=4, mini_batch_size=4, learning_rate=1e-3)
 result = train(RunConfig("model", "prompts.txt", "human", "run", 2, max_new_tokens=4, device="cpu", score_everywhere={flag[2:4] == "sc"}), config)
-print("steps", result.steps_done, "status", result.status, flush=True)
+print(f"steps {{result.steps_done}} status {{result.status}}\\n", end="", flush=True)       # one write: two processes share the terminal
 """)
     status, printed, errors = finish(torchrun(2, "script.py"))
     assert status == 0 and printed.count("steps 0 status 0") == 2, errors

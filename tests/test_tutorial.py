@@ -118,9 +118,9 @@ def test_a_check_names_the_mistake(number, name, wrong):
 def test_the_command_names_the_mistake_and_what_builds_on_it(tmp_path):
     """In a process, with a wrong answer in the stub's place: the module under -m is not the one that the checks import."""
     shutil.copytree(HERE, tmp_path / "tutorial", ignore=shutil.ignore_patterns("__pycache__", "notebooks", "images"))
-    wrong = (HERE / "solutions" / "ex08.py").read_text().replace("return -torch.minimum", "return torch.minimum")
-    (tmp_path / "tutorial" / "exercises" / "ex08.py").write_text(wrong)
-    done = subprocess.run([sys.executable, "-m", "tutorial.check", "8"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+    wrong = (HERE / "solutions" / "ex09.py").read_text().replace("return -torch.minimum", "return torch.minimum")
+    (tmp_path / "tutorial" / "exercises" / "ex09.py").write_text(wrong)
+    done = subprocess.run([sys.executable, "-m", "tutorial.check", "9"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE.parent)},
                           capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines() == ["policy_loss: the sign is wrong: a loss is minimised, so it is minus the objective",
@@ -146,7 +146,7 @@ def test_an_error_in_the_learners_code_is_told_with_its_line():
 def test_check_takes_the_files_or_functions_given_to_it(capsys):
     def td_errors(values, rewards, mask, gamma):
         raise NotImplementedError
-    assert check.check(7, folder="solutions") and not check.check(7) and not check.check(7, td_errors)
+    assert check.check(8, folder="solutions") and not check.check(8) and not check.check(8, td_errors)
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "td_errors: right" and said[3] == "td_errors: not written yet" and len(said) == 7
     with pytest.raises(ValueError, match="chapter 1 has no exercise td_errors; it has optimal_policy, objective"):

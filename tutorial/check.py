@@ -1,9 +1,9 @@
 """Check the exercises of a chapter; where an answer is wrong, name the mistake.
 
-    python -m tutorial.check 7                 # your functions in tutorial/exercises/ex07.py
-    python -m tutorial.check 7 --solutions     # ours in tutorial/solutions/ex07.py
+    python -m tutorial.check 8                 # your functions in tutorial/exercises/ex08.py
+    python -m tutorial.check 8 --solutions     # ours in tutorial/solutions/ex08.py
 
-In a notebook: `from tutorial.check import check`, then `check(7, my_function)` for functions defined there.
+In a notebook: `from tutorial.check import check`, then `check(8, my_function)` for functions defined there.
 A check is a function `check_NAME(NAME)` in checks/checkNN.py: it calls the learner's function on small numbers and compares
 the result with numbers worked out by hand, and with those that the usual mistakes give.
 """
@@ -18,6 +18,8 @@ from typing import Callable
 
 import torch
 from torch import Tensor
+
+from .build import chapters
 
 
 class Mistake(Exception):
@@ -111,7 +113,7 @@ def check(number: int, *functions: Callable, folder: str = "exercises") -> bool:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tutorial.check", description=__doc__.splitlines()[0])
-    parser.add_argument("chapter", type=int, choices=range(1, 11), metavar="N", help="number of the chapter, 1 to 10")
+    parser.add_argument("chapter", type=int, metavar="N", choices=[int(path.name[:2]) for path in chapters()], help="number of the chapter")
     parser.add_argument("--solutions", action="store_true", help="check our solutions instead of your exercises")
     arguments = parser.parse_args()
     from tutorial.check import check                # not the one above: here it is __main__'s, the checks raise tutorial.check's Mistake

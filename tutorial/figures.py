@@ -1,7 +1,7 @@
 """The course's figures: SVG written by hand, from the tensors that the chapters print.
 
     python -m tutorial.figures              # run every chapter and draw its figures
-    python -m tutorial.figures 01 07        # only these chapters
+    python -m tutorial.figures 01 08        # only these chapters
     python -m tutorial.figures --check      # write nothing; fail if a figure is out of step
 
 A chapter's figures are the public functions of drawings/drawNN.py: each takes the namespace of the chapter after its last
@@ -133,23 +133,22 @@ def legend(x: float, y: float, entries: Sequence[tuple[str, str]], gap: float = 
 
 STAGES = [("sample", "tokens"), ("rollout", "logprobs"), ("score", "scores"), ("KL reward", "rewards"),
           ("advantages", "advantages"), ("update", "ratio")]
-WHERE = {1: (0, 1, 2, 3, 4, 5), 2: (0, 1), 3: (0, 1), 4: (1,), 5: (2,), 6: (3,), 7: (4,), 8: (5,), 9: (0, 1, 2, 3, 4, 5),
-         10: (0, 1, 2, 3, 4, 5)}
+WHERE = {2: (5,), 3: (0, 1), 4: (0, 1), 5: (1,), 6: (2,), 7: (3,), 8: (4,), 9: (5,), 11: (3, 4, 5)}     # all of them otherwise
 
 
 def where(chapter: int) -> str:
     """The loop as six chips; the chapter's own are filled."""
-    parts, x = [], 10.0
+    parts, x, stages = [], 10.0, WHERE.get(chapter, range(6))
     widths = [54, 52, 44, 70, 79, 54]
     for i, ((name, tensor), width) in enumerate(zip(STAGES, widths)):
-        here = i in WHERE[chapter]
+        here = i in stages
         parts.append(rect(x, 12, width, 26, COLORS[tensor] if here else CARD, COLORS[tensor] if here else LINE, radius=6))
         parts.append(text(x + width / 2, 29, name, 11, "#ffffff" if here else MUTED, "middle", bold=here))
         if i < 5:
             parts.append(line([(x + width, 25), (x + width + 8.5, 25)], MUTED, 1.2, arrow=True))
         x += width + 9.4
     parts.append(line([(x - 9.4 - 27, 38), (x - 9.4 - 27, 50), (37, 50), (37, 41)], MUTED, 1.2, arrow=True))
-    names = ", ".join(STAGES[i][0] for i in WHERE[chapter])
+    names = ", ".join(STAGES[i][0] for i in stages)
     return svg(60, parts, f"The loop: sample, rollout, score, KL reward, advantages, update, and again. This chapter: {names}.")
 
 

@@ -56,10 +56,10 @@ def adapt_loss(learners: Callable) -> Callable:
 
 
 SWAPS = {       # exercise function: its chapter, and what makes it fit into ppo.py
-    "compute_rewards": (6, adapt_rewards),
-    "compute_advantages": (7, lambda learners: learners),
-    "masked_whiten": (7, adapt_whiten),
-    "ppo_loss": (8, adapt_loss),
+    "compute_rewards": (7, adapt_rewards),
+    "compute_advantages": (8, lambda learners: learners),
+    "masked_whiten": (8, adapt_whiten),
+    "ppo_loss": (9, adapt_loss),
 }
 
 

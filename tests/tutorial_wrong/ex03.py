@@ -1,168 +1,142 @@
 """Wrong answers to chapter 3; each docstring is in the message that the check must give."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 
 
-def inverse_cdf__argmax(probs, uniform):
-    """this is the most likely token"""
-    return probs.argmax(-1)
+def gelu_tanh__exact(x):
+    """this is the exact GELU"""
+    return F.gelu(x)
 
 
-def inverse_cdf__not_cumulated(probs, uniform):
-    """cumulate them first"""
-    return (probs <= uniform[:, None]).sum(-1)
+def gelu_tanh__sigmoid(x):
+    """a rougher GELU"""
+    return x * (1.702 * x).sigmoid()
 
 
-def inverse_cdf__one_before(probs, uniform):
-    """this is the token before"""
-    return (probs.cumsum(-1) <= uniform[:, None]).sum(-1) - 1
+def gelu_tanh__no_half(x):
+    """the half in front is missing"""
+    return 2 * F.gelu(x, approximate="tanh")
 
 
-def inverse_cdf__one_too_far(probs, uniform):
-    """one token too far"""
-    return (probs.cumsum(-1) <= uniform[:, None]).sum(-1) + 1
+def gelu_tanh__no_cube(x):
+    """the cube is missing"""
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * x))
 
 
-def inverse_cdf__last(probs, uniform):
-    """take the first"""
-    exceeds = probs.cumsum(-1) > uniform[:, None]
-    return (exceeds * torch.arange(probs.shape[-1])).amax(-1)
+def gelu_tanh__no_constant(x):
+    """sqrt(2 / pi) is missing"""
+    return 0.5 * x * (1 + torch.tanh(x + 0.044715 * x**3))
 
 
-def inverse_cdf__border(probs, uniform):
-    """EXCEED the uniform number, not equal it"""
-    return (probs.cumsum(-1) < uniform[:, None]).sum(-1)
+def gelu_tanh__relu(x):
+    """this is a ReLU"""
+    return x.relu()
 
 
-def inverse_cdf__behind_the_end(probs, uniform):
-    """gave token 3"""
-    return (probs.cumsum(-1) <= uniform[:, None]).sum(-1)
+def gelu_tanh__silu(x):
+    """this is SiLU"""
+    return F.silu(x)
 
 
-def inverse_cdf__clamped(probs, uniform):
-    """gave token 2"""
-    return (probs.cumsum(-1) <= uniform[:, None]).sum(-1).clamp(max=probs.shape[-1] - 1)
+def heads(part, n_head):
+    return part.view(*part.shape[:2], n_head, -1).transpose(1, 2)
 
 
-def inverse_cdf__multinomial(probs, uniform):
-    """random numbers of its own"""
-    return torch.multinomial(probs, 1).squeeze(-1)
+def split_heads__mixes_positions(x, n_head):
+    """the heads mix positions"""
+    B, T, width = x.shape
+    return tuple(part.reshape(B, n_head, T, width // 3 // n_head) for part in x.chunk(3, -1))
 
 
-def inverse_cdf__kept_dimension(probs, uniform):
-    """in shape (B,)"""
-    return (probs.cumsum(-1) <= uniform[:, None]).sum(-1, keepdim=True)
+def split_heads__not_swapped(x, n_head):
+    """T and H are not swapped"""
+    return tuple(heads(part, n_head).transpose(1, 2) for part in x.chunk(3, -1))
 
 
-def pick(logprobs, tokens):
-    return logprobs.gather(-1, tokens[..., None]).squeeze(-1)
+def split_heads__head_by_head(x, n_head):
+    """you gave each head its own q, k, v in a row"""
+    B, T, width = x.shape
+    return tuple(part.transpose(1, 2) for part in x.view(B, T, n_head, 3, width // 3 // n_head).unbind(3))
 
 
-def logprobs_from_logits__no_shift(logits, tokens, temperature):
-    """you scored the token before: shift the logits by one"""
-    return pick((logits / temperature).log_softmax(-1)[:, :-1], tokens[:, :-1])
+def split_heads__numbers_before_heads(x, n_head):
+    """view (H, D), not (D, H)"""
+    B, T, _ = x.shape
+    return tuple(part.view(B, T, -1, n_head).permute(0, 3, 1, 2) for part in x.chunk(3, -1))
 
 
-def logprobs_from_logits__drops_the_first(logits, tokens, temperature):
-    """drop the last position of the logits, not the first"""
-    return pick((logits / temperature).log_softmax(-1)[:, 1:], tokens[:, 1:])
+def split_heads__another_order(x, n_head):
+    """in another order"""
+    return tuple(heads(part, n_head) for part in x.chunk(3, -1))[::-1]
 
 
-def logprobs_from_logits__no_shift_all(logits, tokens, temperature):
-    """one column too many"""
-    return pick((logits / temperature).log_softmax(-1), tokens)
+def split_heads__one_tensor(x, n_head):
+    """return q, k, v"""
+    return heads(x, n_head)
 
 
-def logprobs_from_logits__other_way(logits, tokens, temperature):
-    """you shifted the wrong way"""
-    return pick((logits / temperature).log_softmax(-1)[:, 1:], tokens[:, :-1])
+def attend(fits, v):
+    future = torch.ones(fits.shape[-2:], dtype=torch.bool).triu(1)
+    return fits.masked_fill(future, -math.inf).softmax(-1) @ v
 
 
-def logprobs_from_logits__roll(logits, tokens, temperature):
-    """torch.roll wraps"""
-    return pick((logits / temperature).log_softmax(-1), tokens.roll(-1, 1))
+def causal_attention__no_mask(q, k, v):
+    """every position sees the future"""
+    return F.scaled_dot_product_attention(q, k, v)
 
 
-def logprobs_from_logits__no_temperature(logits, tokens, temperature):
-    """temperature is not used"""
-    return pick(logits.log_softmax(-1)[:, :-1], tokens[:, 1:])
+def causal_attention__upside_down(q, k, v):
+    """the mask is upside down"""
+    fits = q @ k.mT / 2
+    return fits.masked_fill(torch.ones(3, 3, dtype=torch.bool).tril(-1), -math.inf).softmax(-1) @ v
 
 
-def logprobs_from_logits__times_temperature(logits, tokens, temperature):
-    """you multiplied by the temperature"""
-    return pick((logits * temperature).log_softmax(-1)[:, :-1], tokens[:, 1:])
+def causal_attention__hides_itself(q, k, v):
+    """A token may look at itself"""
+    fits = q @ k.mT / 2
+    return fits.masked_fill(torch.ones(3, 3, dtype=torch.bool).triu(0), -math.inf).softmax(-1) @ v
 
 
-def logprobs_from_logits__temperature_after(logits, tokens, temperature):
-    """before the softmax"""
-    return pick(logits.log_softmax(-1)[:, :-1] / temperature, tokens[:, 1:])
+def causal_attention__no_scale(q, k, v):
+    """the scale is missing"""
+    return attend(q @ k.mT, v)
 
 
-def logprobs_from_logits__probabilities(logits, tokens, temperature):
-    """these are probabilities"""
-    return pick((logits / temperature).softmax(-1)[:, :-1], tokens[:, 1:])
+def causal_attention__scale_of_D(q, k, v):
+    """you divided by D"""
+    return attend(q @ k.mT / q.shape[-1], v)
 
 
-def logprobs_from_logits__logits(logits, tokens, temperature):
-    """these are logits"""
-    return pick((logits / temperature)[:, :-1], tokens[:, 1:])
+def causal_attention__scale_of_T(q, k, v):
+    """you divided by sqrt(T)"""
+    return attend(q @ k.mT / math.sqrt(q.shape[-2]), v)
 
 
-def logprobs_from_logits__plain_logits(logits, tokens, temperature):
-    """then log_softmax"""
-    return pick(logits[:, :-1], tokens[:, 1:])
+def causal_attention__filled_with_zero(q, k, v):
+    """fill with -inf, not 0"""
+    return (q @ k.mT / 2).tril().softmax(-1) @ v
 
 
-def logprobs_from_logits__over_positions(logits, tokens, temperature):
-    """over the vocabulary, dim=-1"""
-    return pick((logits[:, :-1] / temperature).log_softmax(1), tokens[:, 1:])
+def causal_attention__masked_too_late(q, k, v):
+    """mask before the softmax"""
+    return (q @ k.mT / 2).softmax(-1).tril() @ v
 
 
-def logprobs_from_logits__log_of_softmax(logits, tokens, temperature):
-    """log_softmax, not softmax and then log"""
-    return pick((logits / temperature).softmax(-1).log()[:, :-1], tokens[:, 1:])
+def causal_attention__over_the_queries(q, k, v):
+    """over the keys, dim=-1"""
+    fits = q @ k.mT / 2
+    return fits.masked_fill(torch.ones(3, 3, dtype=torch.bool).triu(1), -math.inf).softmax(-2) @ v
 
 
-def cut(x, starts, lengths):
-    columns = torch.zeros(len(x), max(lengths))
-    for row, (start, R) in enumerate(zip(starts, lengths)):
-        columns[row, :R] = x[row, start:start + R]
-    return columns
+def causal_attention__no_softmax(q, k, v):
+    """there is no softmax"""
+    return (q @ k.mT / 2).tril() @ v
 
 
-def response_columns__one_late(all_logprobs, query_lengths, response_lengths):
-    """one column too late"""
-    return cut(all_logprobs, query_lengths, response_lengths)
-
-
-def response_columns__padding_kept(all_logprobs, query_lengths, response_lengths):
-    """set them to 0"""
-    return cut(all_logprobs, [Q - 1 for Q in query_lengths], [max(response_lengths)] * len(query_lengths))
-
-
-def response_columns__one_start_for_all(all_logprobs, query_lengths, response_lengths):
-    """used the first row's for all"""
-    return cut(all_logprobs, [query_lengths[0] - 1] * len(query_lengths), response_lengths)
-
-
-def response_columns__longest_start_for_all(all_logprobs, query_lengths, response_lengths):
-    """used the longest one for all"""
-    return cut(all_logprobs, [max(query_lengths) - 1] * len(query_lengths), response_lengths)
-
-
-def response_columns__from_the_end(all_logprobs, query_lengths, response_lengths):
-    """cut every row at the end"""
-    return cut(all_logprobs, [all_logprobs.shape[1] - R for R in response_lengths], response_lengths)
-
-
-def response_columns__pushed_right(all_logprobs, query_lengths, response_lengths):
-    """pushed to the right"""
-    columns = torch.zeros(len(all_logprobs), max(response_lengths))
-    for row, (Q, R) in enumerate(zip(query_lengths, response_lengths)):
-        columns[row, -R:] = all_logprobs[row, Q - 1:Q - 1 + R]
-    return columns
-
-
-def response_columns__the_query(all_logprobs, query_lengths, response_lengths):
-    """these are the query's columns"""
-    return cut(all_logprobs, [0] * len(query_lengths), response_lengths)
+def causal_attention__minus_infinity_times_zero(q, k, v):
+    """0 * -inf is nan"""
+    T, D = q.shape[-2:]
+    return (q @ k.transpose(-2, -1) / D**0.5 + torch.ones(T, T).triu(1) * -torch.inf).softmax(-1) @ v

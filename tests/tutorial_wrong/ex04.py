@@ -1,150 +1,168 @@
 """Wrong answers to chapter 4; each docstring is in the message that the check must give."""
 
-import copy
-
 import torch
-from torch import nn
-
-from tutorial.solutions import ex04
 
 
-def zeros(head):
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
+def inverse_cdf__argmax(probs, uniform):
+    """this is the most likely token"""
+    return probs.argmax(-1)
 
 
-def new_value_head__default_weights(n_embd):
-    """the weight is not 0"""
-    return nn.Linear(n_embd, 1)
+def inverse_cdf__not_cumulated(probs, uniform):
+    """cumulate them first"""
+    return (probs <= uniform[:, None]).sum(-1)
 
 
-def new_value_head__default_bias(n_embd):
-    """the bias is not 0"""
-    head = nn.Linear(n_embd, 1)
-    nn.init.zeros_(head.weight)
-    return head
+def inverse_cdf__one_before(probs, uniform):
+    """this is the token before"""
+    return (probs.cumsum(-1) <= uniform[:, None]).sum(-1) - 1
 
 
-def new_value_head__no_bias(n_embd):
-    """the head has no bias"""
-    head = nn.Linear(n_embd, 1, bias=False)
-    nn.init.zeros_(head.weight)
-    return head
+def inverse_cdf__one_too_far(probs, uniform):
+    """one token too far"""
+    return (probs.cumsum(-1) <= uniform[:, None]).sum(-1) + 1
 
 
-def new_value_head__frozen(n_embd):
-    """the head cannot learn"""
-    return zeros(nn.Linear(n_embd, 1)).requires_grad_(False)
+def inverse_cdf__last(probs, uniform):
+    """take the first"""
+    exceeds = probs.cumsum(-1) > uniform[:, None]
+    return (exceeds * torch.arange(probs.shape[-1])).amax(-1)
 
 
-def new_value_head__too_wide(n_embd):
-    """from C numbers to one"""
-    return zeros(nn.Linear(n_embd, n_embd))
+def inverse_cdf__border(probs, uniform):
+    """EXCEED the uniform number, not equal it"""
+    return (probs.cumsum(-1) < uniform[:, None]).sum(-1)
 
 
-def new_value_head__a_tensor(n_embd):
-    """expected an nn.Linear"""
-    return torch.zeros(1, n_embd)
+def inverse_cdf__behind_the_end(probs, uniform):
+    """gave token 3"""
+    return (probs.cumsum(-1) <= uniform[:, None]).sum(-1)
 
 
-def new_value_head__no_return(n_embd):
-    """is the return statement missing?"""
-    zeros(nn.Linear(n_embd, 1))
+def inverse_cdf__clamped(probs, uniform):
+    """gave token 2"""
+    return (probs.cumsum(-1) <= uniform[:, None]).sum(-1).clamp(max=probs.shape[-1] - 1)
 
 
-def response_values__after_the_token(hidden, v_head, query_length, response_length):
-    """these are the values after each token"""
-    return v_head(hidden[:, query_length:query_length + response_length]).squeeze(-1)
+def inverse_cdf__multinomial(probs, uniform):
+    """random numbers of its own"""
+    return torch.multinomial(probs, 1).squeeze(-1)
 
 
-def response_values__not_squeezed(hidden, v_head, query_length, response_length):
-    """squeeze the last dimension"""
-    return v_head(hidden[:, query_length - 1:query_length - 1 + response_length])
+def inverse_cdf__kept_dimension(probs, uniform):
+    """in shape (B,)"""
+    return (probs.cumsum(-1) <= uniform[:, None]).sum(-1, keepdim=True)
 
 
-def response_values__from_the_end(hidden, v_head, query_length, response_length):
-    """these are the last positions"""
-    return v_head(hidden[:, -response_length:]).squeeze(-1)
+def pick(logprobs, tokens):
+    return logprobs.gather(-1, tokens[..., None]).squeeze(-1)
 
 
-def response_values__from_the_start(hidden, v_head, query_length, response_length):
-    """these are the first positions"""
-    return v_head(hidden[:, :response_length]).squeeze(-1)
+def logprobs_from_logits__no_shift(logits, tokens, temperature):
+    """you scored the token before: shift the logits by one"""
+    return pick((logits / temperature).log_softmax(-1)[:, :-1], tokens[:, :-1])
 
 
-def response_values__every_position(hidden, v_head, query_length, response_length):
-    """this is every position"""
-    return v_head(hidden).squeeze(-1)
+def logprobs_from_logits__drops_the_first(logits, tokens, temperature):
+    """drop the last position of the logits, not the first"""
+    return pick((logits / temperature).log_softmax(-1)[:, 1:], tokens[:, 1:])
 
 
-def response_values__no_bias(hidden, v_head, query_length, response_length):
-    """the bias is missing"""
-    return hidden[:, query_length - 1:query_length - 1 + response_length] @ v_head.weight[0]
+def logprobs_from_logits__no_shift_all(logits, tokens, temperature):
+    """one column too many"""
+    return pick((logits / temperature).log_softmax(-1), tokens)
 
 
-def response_values__no_gradient(hidden, v_head, query_length, response_length):
-    """no gradient flows"""
-    with torch.no_grad():
-        return v_head(hidden[:, query_length - 1:query_length - 1 + response_length]).squeeze(-1)
+def logprobs_from_logits__other_way(logits, tokens, temperature):
+    """you shifted the wrong way"""
+    return pick((logits / temperature).log_softmax(-1)[:, 1:], tokens[:, :-1])
 
 
-def create_reference_model__itself(model):
-    """this is the model itself"""
-    return model
+def logprobs_from_logits__roll(logits, tokens, temperature):
+    """torch.roll wraps"""
+    return pick((logits / temperature).log_softmax(-1), tokens.roll(-1, 1))
 
 
-def create_reference_model__shallow(model):
-    """copy.copy is shallow"""
-    return copy.copy(model).eval()
+def logprobs_from_logits__no_temperature(logits, tokens, temperature):
+    """temperature is not used"""
+    return pick(logits.log_softmax(-1)[:, :-1], tokens[:, 1:])
 
 
-def create_reference_model__not_frozen(model):
-    """still asks for gradients"""
-    return copy.deepcopy(model).eval()
+def logprobs_from_logits__times_temperature(logits, tokens, temperature):
+    """you multiplied by the temperature"""
+    return pick((logits * temperature).log_softmax(-1)[:, :-1], tokens[:, 1:])
 
 
-def create_reference_model__froze_the_model(model):
-    """you froze the model, too"""
-    return copy.deepcopy(model.requires_grad_(False)).eval()
+def logprobs_from_logits__temperature_after(logits, tokens, temperature):
+    """before the softmax"""
+    return pick(logits.log_softmax(-1)[:, :-1] / temperature, tokens[:, 1:])
 
 
-def create_reference_model__changed_the_mode(model):
-    """you changed the model's mode"""
-    return copy.deepcopy(model.eval()).requires_grad_(False)
+def logprobs_from_logits__probabilities(logits, tokens, temperature):
+    """these are probabilities"""
+    return pick((logits / temperature).softmax(-1)[:, :-1], tokens[:, 1:])
 
 
-def create_reference_model__training_mode(model):
-    """in training mode"""
-    return copy.deepcopy(model).requires_grad_(False)
+def logprobs_from_logits__logits(logits, tokens, temperature):
+    """these are logits"""
+    return pick((logits / temperature)[:, :-1], tokens[:, 1:])
 
 
-def create_reference_model__fresh(model):
-    """the numbers differ from the model's"""
-    fresh = copy.deepcopy(model)
-    for layer in fresh:
-        if isinstance(layer, nn.Linear):
-            layer.reset_parameters()
-    return fresh.eval().requires_grad_(False)
+def logprobs_from_logits__plain_logits(logits, tokens, temperature):
+    """then log_softmax"""
+    return pick(logits[:, :-1], tokens[:, 1:])
 
 
-def create_reference_model__a_dictionary(model):
-    """expected a module"""
-    return copy.deepcopy(model.state_dict())
+def logprobs_from_logits__over_positions(logits, tokens, temperature):
+    """over the vocabulary, dim=-1"""
+    return pick((logits[:, :-1] / temperature).log_softmax(1), tokens[:, 1:])
 
 
-def response_values__detached_trunk(hidden, v_head, query_length, response_length):
-    """no gradient flows into the hidden states"""
-    return ex04.response_values(hidden.detach(), v_head, query_length, response_length)
+def logprobs_from_logits__log_of_softmax(logits, tokens, temperature):
+    """log_softmax, not softmax and then log"""
+    return pick((logits / temperature).softmax(-1).log()[:, :-1], tokens[:, 1:])
 
 
-def response_values__squeezed(hidden, v_head, query_length, response_length):
-    """squeeze(-1), not squeeze()"""
-    return ex04.response_values(hidden, v_head, query_length, response_length).squeeze()
+def cut(x, starts, lengths):
+    columns = torch.zeros(len(x), max(lengths))
+    for row, (start, R) in enumerate(zip(starts, lengths)):
+        columns[row, :R] = x[row, start:start + R]
+    return columns
 
 
-def create_reference_model__sets_the_mode_back_to_training(model):
-    """a model in eval mode"""
-    twin = copy.deepcopy(model.eval()).requires_grad_(False)
-    model.train()
-    return twin
+def response_columns__one_late(all_logprobs, query_lengths, response_lengths):
+    """one column too late"""
+    return cut(all_logprobs, query_lengths, response_lengths)
+
+
+def response_columns__padding_kept(all_logprobs, query_lengths, response_lengths):
+    """set them to 0"""
+    return cut(all_logprobs, [Q - 1 for Q in query_lengths], [max(response_lengths)] * len(query_lengths))
+
+
+def response_columns__one_start_for_all(all_logprobs, query_lengths, response_lengths):
+    """used the first row's for all"""
+    return cut(all_logprobs, [query_lengths[0] - 1] * len(query_lengths), response_lengths)
+
+
+def response_columns__longest_start_for_all(all_logprobs, query_lengths, response_lengths):
+    """used the longest one for all"""
+    return cut(all_logprobs, [max(query_lengths) - 1] * len(query_lengths), response_lengths)
+
+
+def response_columns__from_the_end(all_logprobs, query_lengths, response_lengths):
+    """cut every row at the end"""
+    return cut(all_logprobs, [all_logprobs.shape[1] - R for R in response_lengths], response_lengths)
+
+
+def response_columns__pushed_right(all_logprobs, query_lengths, response_lengths):
+    """pushed to the right"""
+    columns = torch.zeros(len(all_logprobs), max(response_lengths))
+    for row, (Q, R) in enumerate(zip(query_lengths, response_lengths)):
+        columns[row, -R:] = all_logprobs[row, Q - 1:Q - 1 + R]
+    return columns
+
+
+def response_columns__the_query(all_logprobs, query_lengths, response_lengths):
+    """these are the query's columns"""
+    return cut(all_logprobs, [0] * len(query_lengths), response_lengths)

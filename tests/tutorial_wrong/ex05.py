@@ -1,168 +1,150 @@
 """Wrong answers to chapter 5; each docstring is in the message that the check must give."""
 
-import re
+import copy
 
 import torch
+from torch import nn
 
+from tutorial.solutions import ex05
 
-def words_of(text):
-    return re.findall("[a-z]+", text.lower())
 
+def zeros(head):
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
-def rule(responses, good, bad, opinion=lambda words, wanted: len(set(words) & wanted), below=len, shortest=4, cut=words_of):
-    scores = []
-    for response in responses:
-        words = cut(response)
-        score = opinion(words, good) - opinion(words, bad)
-        scores.append(score / max(1, below(words)) if len(words) >= shortest else 0.0)
-    return scores
 
+def new_value_head__default_weights(n_embd):
+    """the weight is not 0"""
+    return nn.Linear(n_embd, 1)
 
-def robust_score__count(queries, responses, good, bad):
-    """divide by the number of words"""
-    return rule(responses, good, bad, below=lambda words: 1)
 
+def new_value_head__default_bias(n_embd):
+    """the bias is not 0"""
+    head = nn.Linear(n_embd, 1)
+    nn.init.zeros_(head.weight)
+    return head
 
-def robust_score__good_only(queries, responses, good, bad):
-    """bad words are not subtracted"""
-    return rule(responses, good, set())
 
+def new_value_head__no_bias(n_embd):
+    """the head has no bias"""
+    head = nn.Linear(n_embd, 1, bias=False)
+    nn.init.zeros_(head.weight)
+    return head
 
-def robust_score__share_of_opinions(queries, responses, good, bad):
-    """divide by all words"""
-    return rule(responses, good, bad, below=lambda words: len(set(words) & (good | bad)))
 
+def new_value_head__frozen(n_embd):
+    """the head cannot learn"""
+    return zeros(nn.Linear(n_embd, 1)).requires_grad_(False)
 
-def robust_score__with_the_query(queries, responses, good, bad):
-    """the query was counted"""
-    return rule([f"{q} {r}" for q, r in zip(queries, responses)], good, bad)
 
+def new_value_head__too_wide(n_embd):
+    """from C numbers to one"""
+    return zeros(nn.Linear(n_embd, n_embd))
 
-def robust_score__repetition(queries, responses, good, bad):
-    """cheated by repetition"""
-    return rule(responses, good, bad, opinion=lambda words, wanted: sum(word in wanted for word in words))
 
+def new_value_head__a_tensor(n_embd):
+    """expected an nn.Linear"""
+    return torch.zeros(1, n_embd)
 
-def robust_score__different_words_below(queries, responses, good, bad):
-    """counts twice below the line"""
-    return rule(responses, good, bad, below=lambda words: len(set(words)))
 
+def new_value_head__no_return(n_embd):
+    """is the return statement missing?"""
+    zeros(nn.Linear(n_embd, 1))
 
-def robust_score__brevity(queries, responses, good, bad):
-    """cheated by brevity"""
-    return rule(responses, good, bad, shortest=1)
 
+def response_values__after_the_token(hidden, v_head, query_length, response_length):
+    """these are the values after each token"""
+    return v_head(hidden[:, query_length:query_length + response_length]).squeeze(-1)
 
-def robust_score__five_words(queries, responses, good, bad):
-    """four words are enough"""
-    return rule(responses, good, bad, shortest=5)
 
+def response_values__not_squeezed(hidden, v_head, query_length, response_length):
+    """squeeze the last dimension"""
+    return v_head(hidden[:, query_length - 1:query_length - 1 + response_length])
 
-def robust_score__upper_case(queries, responses, good, bad):
-    """upper case hides words"""
-    return rule(responses, good, bad, cut=lambda text: re.findall("[A-Za-z]+", text))
 
+def response_values__from_the_end(hidden, v_head, query_length, response_length):
+    """these are the last positions"""
+    return v_head(hidden[:, -response_length:]).squeeze(-1)
 
-def robust_score__punctuation(queries, responses, good, bad):
-    """punctuation hides words"""
-    return rule(responses, good, bad, cut=lambda text: text.lower().replace(",", "").split())
 
+def response_values__from_the_start(hidden, v_head, query_length, response_length):
+    """these are the first positions"""
+    return v_head(hidden[:, :response_length]).squeeze(-1)
 
-def robust_score__split(queries, responses, good, bad):
-    """cut with _words_of, not with split"""
-    return rule(responses, good, bad, cut=str.split)
 
+def response_values__every_position(hidden, v_head, query_length, response_length):
+    """this is every position"""
+    return v_head(hidden).squeeze(-1)
 
-def robust_score__one_number(queries, responses, good, bad):
-    """expected a list of 4 floats"""
-    return sum(rule(responses, good, bad))
 
+def response_values__no_bias(hidden, v_head, query_length, response_length):
+    """the bias is missing"""
+    return hidden[:, query_length - 1:query_length - 1 + response_length] @ v_head.weight[0]
 
-def bradley_terry_loss__sign(chosen, rejected):
-    """the sign inside is wrong"""
-    return -torch.nn.functional.logsigmoid(rejected - chosen).mean()
 
+def response_values__no_gradient(hidden, v_head, query_length, response_length):
+    """no gradient flows"""
+    with torch.no_grad():
+        return v_head(hidden[:, query_length - 1:query_length - 1 + response_length]).squeeze(-1)
 
-def bradley_terry_loss__no_minus(chosen, rejected):
-    """the minus in front is missing"""
-    return torch.nn.functional.logsigmoid(chosen - rejected).mean()
 
+def create_reference_model__itself(model):
+    """this is the model itself"""
+    return model
 
-def bradley_terry_loss__sum(chosen, rejected):
-    """this is the sum"""
-    return -torch.nn.functional.logsigmoid(chosen - rejected).sum()
 
+def create_reference_model__shallow(model):
+    """copy.copy is shallow"""
+    return copy.copy(model).eval()
 
-def bradley_terry_loss__per_pair(chosen, rejected):
-    """this is one loss a pair"""
-    return -torch.nn.functional.logsigmoid(chosen - rejected)
 
+def create_reference_model__not_frozen(model):
+    """still asks for gradients"""
+    return copy.deepcopy(model).eval()
 
-def bradley_terry_loss__no_logarithm(chosen, rejected):
-    """the logarithm is missing"""
-    return -(chosen - rejected).sigmoid().mean()
 
+def create_reference_model__froze_the_model(model):
+    """you froze the model, too"""
+    return copy.deepcopy(model.requires_grad_(False)).eval()
 
-def bradley_terry_loss__mean_first(chosen, rejected):
-    """first the logarithm of each pair"""
-    return -(chosen - rejected).sigmoid().mean().log()
 
+def create_reference_model__changed_the_mode(model):
+    """you changed the model's mode"""
+    return copy.deepcopy(model.eval()).requires_grad_(False)
 
-def bradley_terry_loss__no_sigmoid(chosen, rejected):
-    """there is no sigmoid"""
-    return -(chosen - rejected).mean()
 
+def create_reference_model__training_mode(model):
+    """in training mode"""
+    return copy.deepcopy(model).requires_grad_(False)
 
-def bradley_terry_loss__each_by_itself(chosen, rejected):
-    """each text was judged by itself"""
-    return -(chosen.sigmoid().log() + (1 - rejected.sigmoid()).log()).mean()
 
+def create_reference_model__fresh(model):
+    """the numbers differ from the model's"""
+    fresh = copy.deepcopy(model)
+    for layer in fresh:
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
+    return fresh.eval().requires_grad_(False)
 
-def bradley_terry_loss__infinite(chosen, rejected):
-    """use torch.nn.functional.logsigmoid"""
-    return -(chosen - rejected).sigmoid().log().mean()
 
+def create_reference_model__a_dictionary(model):
+    """expected a module"""
+    return copy.deepcopy(model.state_dict())
 
-def last_token_scores__last_column(scores, lengths):
-    """this is the last column"""
-    return scores[:, -1]
 
+def response_values__detached_trunk(hidden, v_head, query_length, response_length):
+    """no gradient flows into the hidden states"""
+    return ex05.response_values(hidden.detach(), v_head, query_length, response_length)
 
-def last_token_scores__first_token(scores, lengths):
-    """this is the first token"""
-    return scores[:, 0]
 
+def response_values__squeezed(hidden, v_head, query_length, response_length):
+    """squeeze(-1), not squeeze()"""
+    return ex05.response_values(hidden, v_head, query_length, response_length).squeeze()
 
-def last_token_scores__one_early(scores, lengths):
-    """one too early"""
-    return scores[torch.arange(len(lengths)), torch.tensor(lengths) - 2]
 
-
-def last_token_scores__one_far(scores, lengths):
-    """one too far"""
-    return scores[torch.arange(len(lengths)), torch.tensor(lengths).clamp_max(scores.shape[1] - 1)]
-
-
-def last_token_scores__mean(scores, lengths):
-    """this is the mean over the text"""
-    return torch.stack([row[:length].mean() for row, length in zip(scores, lengths)])
-
-
-def last_token_scores__all_pairs(scores, lengths):
-    """index rows and columns together"""
-    return scores[:, torch.tensor(lengths) - 1]
-
-
-def last_token_scores__one_number(scores, lengths):
-    """one score a text"""
-    return scores[torch.arange(len(lengths)), torch.tensor(lengths) - 1].sum()
-
-
-def last_token_scores__largest(scores, lengths):
-    """this is the largest score up to the last token"""
-    return torch.stack([row[:length].max() for row, length in zip(scores, lengths)])
-
-
-def bradley_terry_loss__detached(chosen, rejected):
-    """the loss carries no gradient"""
-    return -torch.nn.functional.logsigmoid(chosen - rejected).mean().detach()
+def create_reference_model__sets_the_mode_back_to_training(model):
+    """a model in eval mode"""
+    twin = copy.deepcopy(model.eval()).requires_grad_(False)
+    model.train()
+    return twin

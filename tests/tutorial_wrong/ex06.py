@@ -1,177 +1,168 @@
 """Wrong answers to chapter 6; each docstring is in the message that the check must give."""
 
+import re
+
 import torch
 
 
-def penalty(logprobs, ref_logprobs, mask, kl_coef):
-    return torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0.0)
+def words_of(text):
+    return re.findall("[a-z]+", text.lower())
 
 
-def at_the_end(scores, mask):
-    """The score on the last real token."""
-    columns = torch.arange(mask.shape[1])
-    return torch.where(columns == mask.sum(1, keepdim=True) - 1, scores[:, None], 0.0)
+def rule(responses, good, bad, opinion=lambda words, wanted: len(set(words) & wanted), below=len, shortest=4, cut=words_of):
+    scores = []
+    for response in responses:
+        words = cut(response)
+        score = opinion(words, good) - opinion(words, bad)
+        scores.append(score / max(1, below(words)) if len(words) >= shortest else 0.0)
+    return scores
 
 
-def kl_estimates__turned_round(logprobs, ref_logprobs):
-    """k1 is turned round"""
-    k1 = ref_logprobs - logprobs
-    return k1, 0.5 * k1**2, (-k1).exp() - 1 + k1
+def robust_score__count(queries, responses, good, bad):
+    """divide by the number of words"""
+    return rule(responses, good, bad, below=lambda words: 1)
 
 
-def kl_estimates__absolute(logprobs, ref_logprobs):
-    """k1 lost its sign"""
-    k1 = (logprobs - ref_logprobs).abs()
-    return k1, 0.5 * k1**2, (-k1).exp() - 1 + k1
+def robust_score__good_only(queries, responses, good, bad):
+    """bad words are not subtracted"""
+    return rule(responses, good, set())
 
 
-def kl_estimates__ratio(logprobs, ref_logprobs):
-    """that is the ratio"""
-    k1 = (logprobs - ref_logprobs).exp()
-    return k1, 0.5 * k1**2, (-k1).exp() - 1 + k1
+def robust_score__share_of_opinions(queries, responses, good, bad):
+    """divide by all words"""
+    return rule(responses, good, bad, below=lambda words: len(set(words) & (good | bad)))
 
 
-def kl_estimates__no_half(logprobs, ref_logprobs):
-    """the half of k2"""
-    k1 = logprobs - ref_logprobs
-    return k1, k1**2, (-k1).exp() - 1 + k1
+def robust_score__with_the_query(queries, responses, good, bad):
+    """the query was counted"""
+    return rule([f"{q} {r}" for q, r in zip(queries, responses)], good, bad)
 
 
-def kl_estimates__no_square(logprobs, ref_logprobs):
-    """k2 takes its square"""
-    k1 = logprobs - ref_logprobs
-    return k1, 0.5 * k1, (-k1).exp() - 1 + k1
+def robust_score__repetition(queries, responses, good, bad):
+    """cheated by repetition"""
+    return rule(responses, good, bad, opinion=lambda words, wanted: sum(word in wanted for word in words))
 
 
-def kl_estimates__other_ratio(logprobs, ref_logprobs):
-    """k3 takes the other ratio"""
-    k1 = logprobs - ref_logprobs
-    return k1, 0.5 * k1**2, k1.exp() - 1 - k1
+def robust_score__different_words_below(queries, responses, good, bad):
+    """counts twice below the line"""
+    return rule(responses, good, bad, below=lambda words: len(set(words)))
 
 
-def kl_estimates__sign_in_k3(logprobs, ref_logprobs):
-    """the sign of k1 inside k3"""
-    k1 = logprobs - ref_logprobs
-    return k1, 0.5 * k1**2, (-k1).exp() - 1 - k1
+def robust_score__brevity(queries, responses, good, bad):
+    """cheated by brevity"""
+    return rule(responses, good, bad, shortest=1)
 
 
-def kl_estimates__no_minus_one(logprobs, ref_logprobs):
-    """the -1 of k3"""
-    k1 = logprobs - ref_logprobs
-    return k1, 0.5 * k1**2, (-k1).exp() + k1
+def robust_score__five_words(queries, responses, good, bad):
+    """four words are enough"""
+    return rule(responses, good, bad, shortest=5)
 
 
-def kl_estimates__ratio_alone(logprobs, ref_logprobs):
-    """the + k1 of k3"""
-    k1 = logprobs - ref_logprobs
-    return k1, 0.5 * k1**2, (-k1).exp() - 1
+def robust_score__upper_case(queries, responses, good, bad):
+    """upper case hides words"""
+    return rule(responses, good, bad, cut=lambda text: re.findall("[A-Za-z]+", text))
 
 
-def kl_estimates__one_result(logprobs, ref_logprobs):
-    """return k1, k2, k3"""
-    return logprobs - ref_logprobs
+def robust_score__punctuation(queries, responses, good, bad):
+    """punctuation hides words"""
+    return rule(responses, good, bad, cut=lambda text: text.lower().replace(",", "").split())
 
 
-def kl_estimates__no_return(logprobs, ref_logprobs):
-    """is the return statement missing?"""
-    logprobs - ref_logprobs
+def robust_score__split(queries, responses, good, bad):
+    """cut with _words_of, not with split"""
+    return rule(responses, good, bad, cut=str.split)
 
 
-def compute_rewards__sign(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """the sign of the KL is wrong"""
-    return penalty(ref_logprobs, logprobs, mask, kl_coef) + at_the_end(scores, mask)
+def robust_score__one_number(queries, responses, good, bad):
+    """expected a list of 4 floats"""
+    return sum(rule(responses, good, bad))
 
 
-def compute_rewards__no_coefficient(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """kl_coef is missing"""
-    return penalty(logprobs, ref_logprobs, mask, 1.0) + at_the_end(scores, mask)
+def bradley_terry_loss__sign(chosen, rejected):
+    """the sign inside is wrong"""
+    return -torch.nn.functional.logsigmoid(rejected - chosen).mean()
 
 
-def compute_rewards__coefficient_of_both(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """kl_coef multiplied the score"""
-    return penalty(logprobs, ref_logprobs, mask, kl_coef) + kl_coef * at_the_end(scores, mask)
+def bradley_terry_loss__no_minus(chosen, rejected):
+    """the minus in front is missing"""
+    return torch.nn.functional.logsigmoid(chosen - rejected).mean()
 
 
-def compute_rewards__last_column(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """fell on the padding"""
-    rewards = penalty(logprobs, ref_logprobs, mask, kl_coef)
-    rewards[:, -1] += scores
-    return rewards
+def bradley_terry_loss__sum(chosen, rejected):
+    """this is the sum"""
+    return -torch.nn.functional.logsigmoid(chosen - rejected).sum()
 
 
-def compute_rewards__last_column_masked(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """is lost"""
-    rewards = -kl_coef * (logprobs - ref_logprobs)
-    rewards[:, -1] += scores
-    return torch.where(mask, rewards, 0.0)
+def bradley_terry_loss__per_pair(chosen, rejected):
+    """this is one loss a pair"""
+    return -torch.nn.functional.logsigmoid(chosen - rejected)
 
 
-def compute_rewards__no_mask(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """the padding earned a KL reward: drop it"""
-    return -kl_coef * (logprobs - ref_logprobs) + at_the_end(scores, mask)
+def bradley_terry_loss__no_logarithm(chosen, rejected):
+    """the logarithm is missing"""
+    return -(chosen - rejected).sigmoid().mean()
 
 
-def compute_rewards__no_mask_at_all(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """the score of a short response is on it"""
-    rewards = -kl_coef * (logprobs - ref_logprobs)
-    rewards[:, -1] += scores
-    return rewards
+def bradley_terry_loss__mean_first(chosen, rejected):
+    """first the logarithm of each pair"""
+    return -(chosen - rejected).sigmoid().mean().log()
 
 
-def compute_rewards__score_everywhere(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """every token got the score"""
-    return torch.where(mask, scores[:, None] - kl_coef * (logprobs - ref_logprobs), 0.0)
+def bradley_terry_loss__no_sigmoid(chosen, rejected):
+    """there is no sigmoid"""
+    return -(chosen - rejected).mean()
 
 
-def compute_rewards__score_first(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """the score is on the first token"""
-    rewards = penalty(logprobs, ref_logprobs, mask, kl_coef)
-    rewards[:, 0] += scores
-    return rewards
+def bradley_terry_loss__each_by_itself(chosen, rejected):
+    """each text was judged by itself"""
+    return -(chosen.sigmoid().log() + (1 - rejected.sigmoid()).log()).mean()
 
 
-def compute_rewards__kl_at_the_end(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """each token pays for itself"""
-    return at_the_end(scores + penalty(logprobs, ref_logprobs, mask, kl_coef).sum(1), mask)
+def bradley_terry_loss__infinite(chosen, rejected):
+    """use torch.nn.functional.logsigmoid"""
+    return -(chosen - rejected).sigmoid().log().mean()
 
 
-def compute_rewards__absolute(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """you took the absolute value"""
-    return -penalty(logprobs, ref_logprobs, mask, kl_coef).abs() + at_the_end(scores, mask)
+def last_token_scores__last_column(scores, lengths):
+    """this is the last column"""
+    return scores[:, -1]
 
 
-def compute_rewards__clamped(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """you cut off the negative ones"""
-    return penalty(logprobs, ref_logprobs, mask, kl_coef).clamp(max=0) + at_the_end(scores, mask)
+def last_token_scores__first_token(scores, lengths):
+    """this is the first token"""
+    return scores[:, 0]
 
 
-def compute_rewards__k2(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """that is k2"""
-    return torch.where(mask, -kl_coef * 0.5 * (logprobs - ref_logprobs) ** 2, 0.0) + at_the_end(scores, mask)
+def last_token_scores__one_early(scores, lengths):
+    """one too early"""
+    return scores[torch.arange(len(lengths)), torch.tensor(lengths) - 2]
 
 
-def compute_rewards__no_score(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """the score is not there"""
-    return penalty(logprobs, ref_logprobs, mask, kl_coef)
+def last_token_scores__one_far(scores, lengths):
+    """one too far"""
+    return scores[torch.arange(len(lengths)), torch.tensor(lengths).clamp_max(scores.shape[1] - 1)]
 
 
-def compute_rewards__score_replaces(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """the score replaced the KL"""
-    end = at_the_end(torch.ones_like(scores), mask).bool()
-    return torch.where(end, scores[:, None], penalty(logprobs, ref_logprobs, mask, kl_coef))
+def last_token_scores__mean(scores, lengths):
+    """this is the mean over the text"""
+    return torch.stack([row[:length].mean() for row, length in zip(scores, lengths)])
 
 
-def compute_rewards__k3(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """that is k3"""
-    k1 = logprobs - ref_logprobs
-    return torch.where(mask, -kl_coef * ((-k1).exp() - 1 + k1), 0.0) + at_the_end(scores, mask)
+def last_token_scores__all_pairs(scores, lengths):
+    """index rows and columns together"""
+    return scores[:, torch.tensor(lengths) - 1]
 
 
-def compute_rewards__subtracted(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """the score is subtracted"""
-    return penalty(logprobs, ref_logprobs, mask, kl_coef) - at_the_end(scores, mask)
+def last_token_scores__one_number(scores, lengths):
+    """one score a text"""
+    return scores[torch.arange(len(lengths)), torch.tensor(lengths) - 1].sum()
 
 
-def compute_rewards__every_column(scores, logprobs, ref_logprobs, mask, kl_coef):
-    """every column got the score"""
-    return penalty(logprobs, ref_logprobs, mask, kl_coef) + scores[:, None]
+def last_token_scores__largest(scores, lengths):
+    """this is the largest score up to the last token"""
+    return torch.stack([row[:length].max() for row, length in zip(scores, lengths)])
+
+
+def bradley_terry_loss__detached(chosen, rejected):
+    """the loss carries no gradient"""
+    return -torch.nn.functional.logsigmoid(chosen - rejected).mean().detach()

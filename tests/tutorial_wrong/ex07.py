@@ -3,194 +3,175 @@
 import torch
 
 
-def deltas(values, rewards, gamma):
-    """The TD errors without any masking."""
-    return rewards + gamma * torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1) - values
+def penalty(logprobs, ref_logprobs, mask, kl_coef):
+    return torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0.0)
 
 
-def clean(x, mask):
-    return torch.where(mask, x, 0.0)
+def at_the_end(scores, mask):
+    """The score on the last real token."""
+    columns = torch.arange(mask.shape[1])
+    return torch.where(columns == mask.sum(1, keepdim=True) - 1, scores[:, None], 0.0)
 
 
-def backwards(deltas, factor):
-    advantages, later = torch.zeros_like(deltas), 0.0
-    for t in reversed(range(deltas.shape[1])):
-        later = advantages[:, t] = deltas[:, t] + factor * later
-    return advantages
+def kl_estimates__turned_round(logprobs, ref_logprobs):
+    """k1 is turned round"""
+    k1 = ref_logprobs - logprobs
+    return k1, 0.5 * k1**2, (-k1).exp() - 1 + k1
 
 
-def right(values, rewards, mask, gamma, lam):
-    return backwards(deltas(clean(values, mask), clean(rewards, mask), gamma), gamma * lam)
+def kl_estimates__absolute(logprobs, ref_logprobs):
+    """k1 lost its sign"""
+    k1 = (logprobs - ref_logprobs).abs()
+    return k1, 0.5 * k1**2, (-k1).exp() - 1 + k1
 
 
-def whiten(x, mask):
-    return clean((x - x[mask].mean()) / x[mask].std(), mask)
+def kl_estimates__ratio(logprobs, ref_logprobs):
+    """that is the ratio"""
+    k1 = (logprobs - ref_logprobs).exp()
+    return k1, 0.5 * k1**2, (-k1).exp() - 1 + k1
 
 
-def td_errors__mask_at_the_end_only(values, rewards, mask, gamma):
-    """leaked into the last real token"""
-    return clean(deltas(values, rewards, gamma), mask)
+def kl_estimates__no_half(logprobs, ref_logprobs):
+    """the half of k2"""
+    k1 = logprobs - ref_logprobs
+    return k1, k1**2, (-k1).exp() - 1 + k1
 
 
-def td_errors__no_mask(values, rewards, mask, gamma):
-    """you used the padding"""
-    return deltas(values, rewards, gamma)
+def kl_estimates__no_square(logprobs, ref_logprobs):
+    """k2 takes its square"""
+    k1 = logprobs - ref_logprobs
+    return k1, 0.5 * k1, (-k1).exp() - 1 + k1
 
 
-def td_errors__rewards_of_padding(values, rewards, mask, gamma):
-    """not 0 in your result"""
-    return deltas(clean(values, mask), rewards, gamma)
+def kl_estimates__other_ratio(logprobs, ref_logprobs):
+    """k3 takes the other ratio"""
+    k1 = logprobs - ref_logprobs
+    return k1, 0.5 * k1**2, k1.exp() - 1 - k1
 
 
-def td_errors__no_gamma(values, rewards, mask, gamma):
-    """gamma is missing"""
-    return deltas(clean(values, mask), clean(rewards, mask), 1.0)
+def kl_estimates__sign_in_k3(logprobs, ref_logprobs):
+    """the sign of k1 inside k3"""
+    k1 = logprobs - ref_logprobs
+    return k1, 0.5 * k1**2, (-k1).exp() - 1 - k1
 
 
-def td_errors__roll(values, rewards, mask, gamma):
-    """torch.roll wraps"""
-    values = clean(values, mask)
-    return clean(rewards + gamma * values.roll(-1, 1) - values, mask)
+def kl_estimates__no_minus_one(logprobs, ref_logprobs):
+    """the -1 of k3"""
+    k1 = logprobs - ref_logprobs
+    return k1, 0.5 * k1**2, (-k1).exp() + k1
 
 
-def td_errors__other_way(values, rewards, mask, gamma):
-    """shift the values the other way"""
-    values = clean(values, mask)
-    return clean(rewards + gamma * torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], 1) - values, mask)
+def kl_estimates__ratio_alone(logprobs, ref_logprobs):
+    """the + k1 of k3"""
+    k1 = logprobs - ref_logprobs
+    return k1, 0.5 * k1**2, (-k1).exp() - 1
 
 
-def td_errors__nothing_expected(values, rewards, mask, gamma):
-    """own value is not subtracted"""
-    values = clean(values, mask)
-    return clean(deltas(values, rewards, gamma) + values, mask)
+def kl_estimates__one_result(logprobs, ref_logprobs):
+    """return k1, k2, k3"""
+    return logprobs - ref_logprobs
 
 
-def td_errors__no_return(values, rewards, mask, gamma):
+def kl_estimates__no_return(logprobs, ref_logprobs):
     """is the return statement missing?"""
-    clean(deltas(clean(values, mask), rewards, gamma), mask)
+    logprobs - ref_logprobs
 
 
-def compute_advantages__one_result(values, rewards, mask, gamma, lam):
-    """return advantages, returns"""
-    return right(values, rewards, mask, gamma, lam)
+def compute_rewards__sign(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """the sign of the KL is wrong"""
+    return penalty(ref_logprobs, logprobs, mask, kl_coef) + at_the_end(scores, mask)
 
 
-def compute_advantages__td_errors(values, rewards, mask, gamma, lam):
-    """these are the TD errors"""
-    advantages = right(values, rewards, mask, gamma, 0.0)
-    return advantages, advantages + clean(values, mask)
+def compute_rewards__no_coefficient(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """kl_coef is missing"""
+    return penalty(logprobs, ref_logprobs, mask, 1.0) + at_the_end(scores, mask)
 
 
-def compute_advantages__lam_alone(values, rewards, mask, gamma, lam):
-    """you carried lam alone"""
-    advantages = backwards(deltas(clean(values, mask), clean(rewards, mask), gamma), lam)
-    return advantages, advantages + clean(values, mask)
+def compute_rewards__coefficient_of_both(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """kl_coef multiplied the score"""
+    return penalty(logprobs, ref_logprobs, mask, kl_coef) + kl_coef * at_the_end(scores, mask)
 
 
-def compute_advantages__gamma_alone(values, rewards, mask, gamma, lam):
-    """lam is not used"""
-    advantages = right(values, rewards, mask, gamma, 1.0)
-    return advantages, advantages + clean(values, mask)
+def compute_rewards__last_column(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """fell on the padding"""
+    rewards = penalty(logprobs, ref_logprobs, mask, kl_coef)
+    rewards[:, -1] += scores
+    return rewards
 
 
-def compute_advantages__forwards(values, rewards, mask, gamma, lam):
-    """you ran forwards"""
-    surprises = deltas(clean(values, mask), clean(rewards, mask), gamma)
-    advantages = clean(backwards(surprises.flip(1), gamma * lam).flip(1), mask)
-    return advantages, advantages + clean(values, mask)
+def compute_rewards__last_column_masked(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """is lost"""
+    rewards = -kl_coef * (logprobs - ref_logprobs)
+    rewards[:, -1] += scores
+    return torch.where(mask, rewards, 0.0)
 
 
-def compute_advantages__padding_leaks(values, rewards, mask, gamma, lam):
-    """the padding leaked into the real tokens"""
-    advantages = clean(backwards(deltas(values, rewards, gamma), gamma * lam), mask)
-    return advantages, advantages + clean(values, mask)
+def compute_rewards__no_mask(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """the padding earned a KL reward: drop it"""
+    return -kl_coef * (logprobs - ref_logprobs) + at_the_end(scores, mask)
 
 
-def compute_advantages__no_mask(values, rewards, mask, gamma, lam):
-    """you used the padding"""
-    advantages = backwards(deltas(values, rewards, gamma), gamma * lam)
-    return advantages, advantages + values
+def compute_rewards__no_mask_at_all(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """the score of a short response is on it"""
+    rewards = -kl_coef * (logprobs - ref_logprobs)
+    rewards[:, -1] += scores
+    return rewards
 
 
-def compute_advantages__lam_in_the_td_error(values, rewards, mask, gamma, lam):
-    """lam belongs to the next advantage"""
-    advantages = backwards(deltas(clean(values, mask), clean(rewards, mask), gamma * lam), gamma * lam)
-    return advantages, advantages + clean(values, mask)
+def compute_rewards__score_everywhere(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """every token got the score"""
+    return torch.where(mask, scores[:, None] - kl_coef * (logprobs - ref_logprobs), 0.0)
 
 
-def compute_advantages__whitened(values, rewards, mask, gamma, lam):
-    """the trainer whitens them later"""
-    advantages = right(values, rewards, mask, gamma, lam)
-    return whiten(advantages, mask), advantages + clean(values, mask)
+def compute_rewards__score_first(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """the score is on the first token"""
+    rewards = penalty(logprobs, ref_logprobs, mask, kl_coef)
+    rewards[:, 0] += scores
+    return rewards
 
 
-def compute_advantages__returns_are_advantages(values, rewards, mask, gamma, lam):
-    """add the values"""
-    advantages = right(values, rewards, mask, gamma, lam)
-    return advantages, advantages
+def compute_rewards__kl_at_the_end(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """each token pays for itself"""
+    return at_the_end(scores + penalty(logprobs, ref_logprobs, mask, kl_coef).sum(1), mask)
 
 
-def compute_advantages__returns_of_padding(values, rewards, mask, gamma, lam):
-    """keep the padding's values"""
-    advantages = right(values, rewards, mask, gamma, lam)
-    return advantages, advantages + values
+def compute_rewards__absolute(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """you took the absolute value"""
+    return -penalty(logprobs, ref_logprobs, mask, kl_coef).abs() + at_the_end(scores, mask)
 
 
-def compute_advantages__returns_are_sums_of_rewards(values, rewards, mask, gamma, lam):
-    """these returns are sums of rewards"""
-    return right(values, rewards, mask, gamma, lam), backwards(clean(rewards, mask), gamma)
+def compute_rewards__clamped(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """you cut off the negative ones"""
+    return penalty(logprobs, ref_logprobs, mask, kl_coef).clamp(max=0) + at_the_end(scores, mask)
 
 
-def compute_advantages__returns_of_whitened(values, rewards, mask, gamma, lam):
-    """made of whitened advantages"""
-    advantages = right(values, rewards, mask, gamma, lam)
-    return advantages, whiten(advantages, mask) + clean(values, mask)
+def compute_rewards__k2(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """that is k2"""
+    return torch.where(mask, -kl_coef * 0.5 * (logprobs - ref_logprobs) ** 2, 0.0) + at_the_end(scores, mask)
 
 
-def masked_whiten__padding_not_zero(x, mask):
-    """the padding is not 0"""
-    return (x - x[mask].mean()) / x[mask].std()
+def compute_rewards__no_score(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """the score is not there"""
+    return penalty(logprobs, ref_logprobs, mask, kl_coef)
 
 
-def masked_whiten__divides_by_n(x, mask):
-    """the variance has n - 1"""
-    return clean((x - x[mask].mean()) / x[mask].std(unbiased=False), mask)
+def compute_rewards__score_replaces(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """the score replaced the KL"""
+    end = at_the_end(torch.ones_like(scores), mask).bool()
+    return torch.where(end, scores[:, None], penalty(logprobs, ref_logprobs, mask, kl_coef))
 
 
-def masked_whiten__divides_by_the_variance(x, mask):
-    """divide by its square root"""
-    return clean((x - x[mask].mean()) / x[mask].var(), mask)
+def compute_rewards__k3(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """that is k3"""
+    k1 = logprobs - ref_logprobs
+    return torch.where(mask, -kl_coef * ((-k1).exp() - 1 + k1), 0.0) + at_the_end(scores, mask)
 
 
-def masked_whiten__mean_only(x, mask):
-    """the variance is not 1"""
-    return clean(x - x[mask].mean(), mask)
+def compute_rewards__subtracted(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """the score is subtracted"""
+    return penalty(logprobs, ref_logprobs, mask, kl_coef) - at_the_end(scores, mask)
 
 
-def masked_whiten__keeps_the_mean(x, mask):
-    """subtract it"""
-    return clean(x / x[mask].std(), mask)
-
-
-def masked_whiten__over_the_padding(x, mask):
-    """the padding counted"""
-    return clean((x - x.mean()) / x.std(), mask)
-
-
-def masked_whiten__row_by_row(x, mask):
-    """each row was whitened by itself"""
-    n = mask.sum(1, keepdim=True)
-    centred = clean(x - clean(x, mask).sum(1, keepdim=True) / n, mask)
-    return centred * ((centred**2).sum(1, keepdim=True) / (n - 1).clamp(min=1) + 1e-8).rsqrt()
-
-
-def masked_whiten__nan_for_one(x, mask):
-    """n - 1 is 0"""
-    return whiten(x, mask)
-
-
-def td_errors__multiplied_by_the_mask(values, rewards, mask, gamma):
-    """0 * nan is nan"""
-    values, rewards = values * mask, rewards * mask
-    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
-    return (rewards + gamma * next_values - values) * mask
+def compute_rewards__every_column(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """every column got the score"""
+    return penalty(logprobs, ref_logprobs, mask, kl_coef) + scores[:, None]

@@ -3,227 +3,194 @@
 import torch
 
 
+def deltas(values, rewards, gamma):
+    """The TD errors without any masking."""
+    return rewards + gamma * torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1) - values
+
+
 def clean(x, mask):
     return torch.where(mask, x, 0.0)
 
 
-def two(new_logprobs, logprobs, advantages, cliprange):
-    """The objective of each token, plain and clipped, without any masking."""
-    ratio = (new_logprobs - logprobs).exp()
-    return ratio * advantages, ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
+def backwards(deltas, factor):
+    advantages, later = torch.zeros_like(deltas), 0.0
+    for t in reversed(range(deltas.shape[1])):
+        later = advantages[:, t] = deltas[:, t] + factor * later
+    return advantages
 
 
-def errors(new_values, values, returns, c):
-    clipped = torch.minimum(torch.maximum(new_values, values - c), values + c)
-    return (new_values - returns) ** 2, (clipped - returns) ** 2
+def right(values, rewards, mask, gamma, lam):
+    return backwards(deltas(clean(values, mask), clean(rewards, mask), gamma), gamma * lam)
 
 
-def mean(x, mask):
-    return clean(x, mask).sum() / mask.sum()
+def whiten(x, mask):
+    return clean((x - x[mask].mean()) / x[mask].std(), mask)
 
 
-def policy(new_logprobs, logprobs, advantages, mask, cliprange):
-    return -mean(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)), mask)
+def td_errors__mask_at_the_end_only(values, rewards, mask, gamma):
+    """leaked into the last real token"""
+    return clean(deltas(values, rewards, gamma), mask)
 
 
-def value(new_values, values, returns, mask, cliprange_value):
-    return 0.5 * mean(torch.maximum(*errors(new_values, values, returns, cliprange_value)), mask)
+def td_errors__no_mask(values, rewards, mask, gamma):
+    """you used the padding"""
+    return deltas(values, rewards, gamma)
 
 
-def policy_loss__sign(new_logprobs, logprobs, advantages, mask, cliprange):
-    """the sign is wrong"""
-    return -policy(new_logprobs, logprobs, advantages, mask, cliprange)
+def td_errors__rewards_of_padding(values, rewards, mask, gamma):
+    """not 0 in your result"""
+    return deltas(clean(values, mask), rewards, gamma)
 
 
-def policy_loss__better(new_logprobs, logprobs, advantages, mask, cliprange):
-    """you took the better of the two"""
-    return -mean(torch.maximum(*two(new_logprobs, logprobs, advantages, cliprange)), mask)
+def td_errors__no_gamma(values, rewards, mask, gamma):
+    """gamma is missing"""
+    return deltas(clean(values, mask), clean(rewards, mask), 1.0)
 
 
-def policy_loss__not_clipped(new_logprobs, logprobs, advantages, mask, cliprange):
-    """nothing is clipped"""
-    return -mean(two(new_logprobs, logprobs, advantages, cliprange)[0], mask)
+def td_errors__roll(values, rewards, mask, gamma):
+    """torch.roll wraps"""
+    values = clean(values, mask)
+    return clean(rewards + gamma * values.roll(-1, 1) - values, mask)
 
 
-def policy_loss__clipped_alone(new_logprobs, logprobs, advantages, mask, cliprange):
-    """you use the clipped ratio alone"""
-    return -mean(two(new_logprobs, logprobs, advantages, cliprange)[1], mask)
+def td_errors__other_way(values, rewards, mask, gamma):
+    """shift the values the other way"""
+    values = clean(values, mask)
+    return clean(rewards + gamma * torch.cat([torch.zeros_like(values[:, :1]), values[:, :-1]], 1) - values, mask)
 
 
-def policy_loss__upside_down(new_logprobs, logprobs, advantages, mask, cliprange):
-    """upside down"""
-    return policy(logprobs, new_logprobs, advantages, mask, cliprange)
+def td_errors__nothing_expected(values, rewards, mask, gamma):
+    """own value is not subtracted"""
+    values = clean(values, mask)
+    return clean(deltas(values, rewards, gamma) + values, mask)
 
 
-def policy_loss__no_exp(new_logprobs, logprobs, advantages, mask, cliprange):
-    """take exp of the difference"""
-    ratio = new_logprobs - logprobs
-    return -mean(torch.minimum(ratio * advantages, ratio.clamp(1 - cliprange, 1 + cliprange) * advantages), mask)
+def td_errors__no_return(values, rewards, mask, gamma):
+    """is the return statement missing?"""
+    clean(deltas(clean(values, mask), rewards, gamma), mask)
 
 
-def policy_loss__all_columns(new_logprobs, logprobs, advantages, mask, cliprange):
-    """you divided by all columns"""
-    return -clean(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)), mask).mean()
+def compute_advantages__one_result(values, rewards, mask, gamma, lam):
+    """return advantages, returns"""
+    return right(values, rewards, mask, gamma, lam)
 
 
-def policy_loss__padding_in_the_sum(new_logprobs, logprobs, advantages, mask, cliprange):
-    """the padding counted: drop it"""
-    return -torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)).sum() / mask.sum()
+def compute_advantages__td_errors(values, rewards, mask, gamma, lam):
+    """these are the TD errors"""
+    advantages = right(values, rewards, mask, gamma, 0.0)
+    return advantages, advantages + clean(values, mask)
 
 
-def policy_loss__no_mask(new_logprobs, logprobs, advantages, mask, cliprange):
-    """use the mask"""
-    return -torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)).mean()
+def compute_advantages__lam_alone(values, rewards, mask, gamma, lam):
+    """you carried lam alone"""
+    advantages = backwards(deltas(clean(values, mask), clean(rewards, mask), gamma), lam)
+    return advantages, advantages + clean(values, mask)
 
 
-def policy_loss__sum(new_logprobs, logprobs, advantages, mask, cliprange):
-    """that is the sum"""
-    return -clean(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)), mask).sum()
+def compute_advantages__gamma_alone(values, rewards, mask, gamma, lam):
+    """lam is not used"""
+    advantages = right(values, rewards, mask, gamma, 1.0)
+    return advantages, advantages + clean(values, mask)
 
 
-def policy_loss__mean_of_means(new_logprobs, logprobs, advantages, mask, cliprange):
-    """each response by itself"""
-    return -(clean(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)), mask).sum(1) / mask.sum(1)).mean()
+def compute_advantages__forwards(values, rewards, mask, gamma, lam):
+    """you ran forwards"""
+    surprises = deltas(clean(values, mask), clean(rewards, mask), gamma)
+    advantages = clean(backwards(surprises.flip(1), gamma * lam).flip(1), mask)
+    return advantages, advantages + clean(values, mask)
 
 
-def policy_loss__item(new_logprobs, logprobs, advantages, mask, cliprange):
-    """no gradient flows through the policy loss"""
-    return policy(new_logprobs, logprobs, advantages, mask, cliprange).item()
+def compute_advantages__padding_leaks(values, rewards, mask, gamma, lam):
+    """the padding leaked into the real tokens"""
+    advantages = clean(backwards(deltas(values, rewards, gamma), gamma * lam), mask)
+    return advantages, advantages + clean(values, mask)
 
 
-def policy_loss__clipped_term_detached(new_logprobs, logprobs, advantages, mask, cliprange):
-    """the gradient inside the range is halved"""
-    plain, clipped = two(new_logprobs, logprobs, advantages, cliprange)
-    return -mean(torch.minimum(plain, clipped.detach()), mask)
+def compute_advantages__no_mask(values, rewards, mask, gamma, lam):
+    """you used the padding"""
+    advantages = backwards(deltas(values, rewards, gamma), gamma * lam)
+    return advantages, advantages + values
 
 
-def policy_loss__multiplies_by_the_mask(new_logprobs, logprobs, advantages, mask, cliprange):
-    """rubbish in the padding made the loss nan"""
-    return -(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)) * mask).sum() / mask.sum()
+def compute_advantages__lam_in_the_td_error(values, rewards, mask, gamma, lam):
+    """lam belongs to the next advantage"""
+    advantages = backwards(deltas(clean(values, mask), clean(rewards, mask), gamma * lam), gamma * lam)
+    return advantages, advantages + clean(values, mask)
 
 
-def policy_loss__masks_after_exp(new_logprobs, logprobs, advantages, mask, cliprange):
-    """rubbish in the padding made the gradient nan"""
-    return policy(new_logprobs, logprobs, advantages, mask, cliprange)
+def compute_advantages__whitened(values, rewards, mask, gamma, lam):
+    """the trainer whitens them later"""
+    advantages = right(values, rewards, mask, gamma, lam)
+    return whiten(advantages, mask), advantages + clean(values, mask)
 
 
-def policy_loss__one_sided(new_logprobs, logprobs, advantages, mask, cliprange):
-    """clipped on one side only"""
-    ratio = (new_logprobs - logprobs).exp()
-    return -mean(torch.minimum(ratio * advantages, ratio.clamp(max=1 + cliprange) * advantages), mask)
+def compute_advantages__returns_are_advantages(values, rewards, mask, gamma, lam):
+    """add the values"""
+    advantages = right(values, rewards, mask, gamma, lam)
+    return advantages, advantages
 
 
-def policy_loss__logarithm_clipped(new_logprobs, logprobs, advantages, mask, cliprange):
-    """clip the ratio itself"""
-    log_ratio = new_logprobs - logprobs
-    return -mean(torch.minimum(log_ratio.exp() * advantages, log_ratio.clamp(-cliprange, cliprange).exp() * advantages), mask)
+def compute_advantages__returns_of_padding(values, rewards, mask, gamma, lam):
+    """keep the padding's values"""
+    advantages = right(values, rewards, mask, gamma, lam)
+    return advantages, advantages + values
 
 
-def value_loss__no_half(new_values, values, returns, mask, cliprange_value):
-    """the half is missing"""
-    return 2 * value(new_values, values, returns, mask, cliprange_value)
+def compute_advantages__returns_are_sums_of_rewards(values, rewards, mask, gamma, lam):
+    """these returns are sums of rewards"""
+    return right(values, rewards, mask, gamma, lam), backwards(clean(rewards, mask), gamma)
 
 
-def value_loss__smaller(new_values, values, returns, mask, cliprange_value):
-    """you took the smaller error"""
-    return 0.5 * mean(torch.minimum(*errors(new_values, values, returns, cliprange_value)), mask)
+def compute_advantages__returns_of_whitened(values, rewards, mask, gamma, lam):
+    """made of whitened advantages"""
+    advantages = right(values, rewards, mask, gamma, lam)
+    return advantages, whiten(advantages, mask) + clean(values, mask)
 
 
-def value_loss__not_clipped(new_values, values, returns, mask, cliprange_value):
-    """clipping changes nothing here"""
-    return 0.5 * mean((new_values - returns) ** 2, mask)
+def masked_whiten__padding_not_zero(x, mask):
+    """the padding is not 0"""
+    return (x - x[mask].mean()) / x[mask].std()
 
 
-def value_loss__clipped_alone(new_values, values, returns, mask, cliprange_value):
-    """you use the clipped error alone"""
-    return 0.5 * mean(errors(new_values, values, returns, cliprange_value)[1], mask)
+def masked_whiten__divides_by_n(x, mask):
+    """the variance has n - 1"""
+    return clean((x - x[mask].mean()) / x[mask].std(unbiased=False), mask)
 
 
-def value_loss__around_zero(new_values, values, returns, mask, cliprange_value):
-    """around 0"""
-    return value(new_values, 0 * values, returns, mask, cliprange_value)
+def masked_whiten__divides_by_the_variance(x, mask):
+    """divide by its square root"""
+    return clean((x - x[mask].mean()) / x[mask].var(), mask)
 
 
-def value_loss__old_around_new(new_values, values, returns, mask, cliprange_value):
-    """you clipped the old values around the new"""
-    clipped = torch.clamp(values, new_values - cliprange_value, new_values + cliprange_value)
-    return 0.5 * mean(torch.maximum((new_values - returns) ** 2, (clipped - returns) ** 2), mask)
+def masked_whiten__mean_only(x, mask):
+    """the variance is not 1"""
+    return clean(x - x[mask].mean(), mask)
 
 
-def value_loss__factor(new_values, values, returns, mask, cliprange_value):
-    """you clipped to a factor of the old value"""
-    clipped = torch.clamp(new_values, values * (1 - cliprange_value), values * (1 + cliprange_value))
-    return 0.5 * mean(torch.maximum((new_values - returns) ** 2, (clipped - returns) ** 2), mask)
+def masked_whiten__keeps_the_mean(x, mask):
+    """subtract it"""
+    return clean(x / x[mask].std(), mask)
 
 
-def value_loss__around_returns(new_values, values, returns, mask, cliprange_value):
-    """not the returns"""
-    return value(new_values, returns, returns, mask, cliprange_value)
+def masked_whiten__over_the_padding(x, mask):
+    """the padding counted"""
+    return clean((x - x.mean()) / x.std(), mask)
 
 
-def value_loss__larger_mean(new_values, values, returns, mask, cliprange_value):
-    """token by token"""
-    return 0.5 * torch.maximum(*(mean(error, mask) for error in errors(new_values, values, returns, cliprange_value)))
+def masked_whiten__row_by_row(x, mask):
+    """each row was whitened by itself"""
+    n = mask.sum(1, keepdim=True)
+    centred = clean(x - clean(x, mask).sum(1, keepdim=True) / n, mask)
+    return centred * ((centred**2).sum(1, keepdim=True) / (n - 1).clamp(min=1) + 1e-8).rsqrt()
 
 
-def value_loss__all_columns(new_values, values, returns, mask, cliprange_value):
-    """you divided by all columns"""
-    return 0.5 * clean(torch.maximum(*errors(new_values, values, returns, cliprange_value)), mask).mean()
+def masked_whiten__nan_for_one(x, mask):
+    """n - 1 is 0"""
+    return whiten(x, mask)
 
 
-def value_loss__no_mask(new_values, values, returns, mask, cliprange_value):
-    """use the mask"""
-    return 0.5 * torch.maximum(*errors(new_values, values, returns, cliprange_value)).mean()
-
-
-def value_loss__sum(new_values, values, returns, mask, cliprange_value):
-    """that is half the sum"""
-    return 0.5 * clean(torch.maximum(*errors(new_values, values, returns, cliprange_value)), mask).sum()
-
-
-def value_loss__mean_of_means(new_values, values, returns, mask, cliprange_value):
-    """each response by itself"""
-    worse = clean(torch.maximum(*errors(new_values, values, returns, cliprange_value)), mask)
-    return 0.5 * (worse.sum(1) / mask.sum(1)).mean()
-
-
-def value_loss__without_gradient(new_values, values, returns, mask, cliprange_value):
-    """no gradient flows through the value loss"""
-    with torch.no_grad():
-        return value(new_values, values, returns, mask, cliprange_value)
-
-
-def ppo_loss__no_coefficient(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
-    """vf_coef is missing"""
-    return policy(new_logprobs, logprobs, advantages, mask, c) + value(new_values, values, returns, mask, cv)
-
-
-def ppo_loss__subtracted(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
-    """the value loss is subtracted"""
-    return policy(new_logprobs, logprobs, advantages, mask, c) - vf_coef * value(new_values, values, returns, mask, cv)
-
-
-def ppo_loss__coefficient_of_both(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
-    """in front of both"""
-    return vf_coef * (policy(new_logprobs, logprobs, advantages, mask, c) + value(new_values, values, returns, mask, cv))
-
-
-def ppo_loss__coefficient_of_the_policy(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
-    """in front of the policy loss"""
-    return vf_coef * policy(new_logprobs, logprobs, advantages, mask, c) + value(new_values, values, returns, mask, cv)
-
-
-def ppo_loss__swapped_ranges(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
-    """swapped"""
-    return policy(new_logprobs, logprobs, advantages, mask, cv) + vf_coef * value(new_values, values, returns, mask, c)
-
-
-def ppo_loss__two_results(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
-    """return the sum, not its parts"""
-    return policy(new_logprobs, logprobs, advantages, mask, c), value(new_values, values, returns, mask, cv)
-
-
-def ppo_loss__values_detached(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
-    """no gradient reaches new_values"""
-    return (policy(new_logprobs, logprobs, advantages, mask, c)
-            + vf_coef * value(new_values.detach(), values, returns, mask, cv))
+def td_errors__multiplied_by_the_mask(values, rewards, mask, gamma):
+    """0 * nan is nan"""
+    values, rewards = values * mask, rewards * mask
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+    return (rewards + gamma * next_values - values) * mask

@@ -2,116 +2,228 @@
 
 import torch
 
-from tutorial.solutions import ex09
+
+def clean(x, mask):
+    return torch.where(mask, x, 0.0)
 
 
-def on_frontier__beaten_ones(scores, kls):
-    """the frontier is the others"""
-    return ~ex09.on_frontier(scores, kls)
+def two(new_logprobs, logprobs, advantages, cliprange):
+    """The objective of each token, plain and clipped, without any masking."""
+    ratio = (new_logprobs - logprobs).exp()
+    return ratio * advantages, ratio.clamp(1 - cliprange, 1 + cliprange) * advantages
 
 
-def on_frontier__best_score(scores, kls):
-    """the best score alone"""
-    return scores == scores.max()
+def errors(new_values, values, returns, c):
+    clipped = torch.minimum(torch.maximum(new_values, values - c), values + c)
+    return (new_values - returns) ** 2, (clipped - returns) ** 2
 
 
-def on_frontier__more_kl_is_better(scores, kls):
-    """less KL is better"""
-    return ex09.on_frontier(scores, -kls)
+def mean(x, mask):
+    return clean(x, mask).sum() / mask.sum()
 
 
-def on_frontier__strictly_better_in_both(scores, kls):
-    """at least as good in both"""
-    return ~((scores[None] > scores[:, None]) & (kls[None] < kls[:, None])).any(1)
+def policy(new_logprobs, logprobs, advantages, mask, cliprange):
+    return -mean(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)), mask)
 
 
-def on_frontier__strict_score(scores, kls):
-    """run 2 has the score of run 1"""
-    return ~((scores[None] > scores[:, None]) & (kls[None] <= kls[:, None])).any(1)
+def value(new_values, values, returns, mask, cliprange_value):
+    return 0.5 * mean(torch.maximum(*errors(new_values, values, returns, cliprange_value)), mask)
 
 
-def on_frontier__strict_kl(scores, kls):
-    """run 4 pays the KL of run 3"""
-    return ~((scores[None] >= scores[:, None]) & (kls[None] < kls[:, None])).any(1)
-
-
-def on_frontier__beats_itself(scores, kls):
-    """every run beats itself"""
-    return ~((scores[None] >= scores[:, None]) & (kls[None] <= kls[:, None])).any(1)
-
-
-def on_frontier__numbers(scores, kls):
-    """expected a bool tensor"""
-    return ex09.on_frontier(scores, kls).float()
-
-
-def on_frontier__one_of_two_equals(scores, kls):
-    """you kept one of them"""
-    kept = ex09.on_frontier(scores, kls)
-    earlier = (scores[None] == scores[:, None]) & (kls[None] == kls[:, None])
-    return kept & ~earlier.tril(-1).any(1)
-
-
-def on_frontier__neighbours(scores, kls):
-    """compare each with every other"""
-    kept = torch.ones(len(scores), dtype=torch.bool)
-    kept[1:] = ~((scores[:-1] >= scores[1:]) & (kls[:-1] <= kls[1:])) | ((scores[:-1] == 1.0) & (kls[:-1] == 3.0))
-    return kept
-
-
-def next_kl_coef__sign(kl_coef, kl, target, n, horizon):
+def policy_loss__sign(new_logprobs, logprobs, advantages, mask, cliprange):
     """the sign is wrong"""
-    return kl_coef * (1 - min(max(kl / target - 1, -0.2), 0.2) * n / horizon)
+    return -policy(new_logprobs, logprobs, advantages, mask, cliprange)
 
 
-def next_kl_coef__no_horizon(kl_coef, kl, target, n, horizon):
-    """n and horizon are missing"""
-    return kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2))
+def policy_loss__better(new_logprobs, logprobs, advantages, mask, cliprange):
+    """you took the better of the two"""
+    return -mean(torch.maximum(*two(new_logprobs, logprobs, advantages, cliprange)), mask)
 
 
-def next_kl_coef__absolute_error(kl_coef, kl, target, n, horizon):
-    """the error is relative"""
-    return kl_coef * (1 + min(max(kl - target, -0.2), 0.2) * n / horizon)
+def policy_loss__not_clipped(new_logprobs, logprobs, advantages, mask, cliprange):
+    """nothing is clipped"""
+    return -mean(two(new_logprobs, logprobs, advantages, cliprange)[0], mask)
 
 
-def next_kl_coef__added(kl_coef, kl, target, n, horizon):
-    """it multiplies kl_coef"""
-    return kl_coef + min(max(kl / target - 1, -0.2), 0.2) * n / horizon
+def policy_loss__clipped_alone(new_logprobs, logprobs, advantages, mask, cliprange):
+    """you use the clipped ratio alone"""
+    return -mean(two(new_logprobs, logprobs, advantages, cliprange)[1], mask)
 
 
-def next_kl_coef__not_clipped(kl_coef, kl, target, n, horizon):
-    """the error is not clipped"""
-    return kl_coef * (1 + (kl / target - 1) * n / horizon)
+def policy_loss__upside_down(new_logprobs, logprobs, advantages, mask, cliprange):
+    """upside down"""
+    return policy(logprobs, new_logprobs, advantages, mask, cliprange)
 
 
-def next_kl_coef__clipped_late(kl_coef, kl, target, n, horizon):
-    """clip the error itself"""
-    return kl_coef * (1 + min(max((kl / target - 1) * n / horizon, -0.2), 0.2))
+def policy_loss__no_exp(new_logprobs, logprobs, advantages, mask, cliprange):
+    """take exp of the difference"""
+    ratio = new_logprobs - logprobs
+    return -mean(torch.minimum(ratio * advantages, ratio.clamp(1 - cliprange, 1 + cliprange) * advantages), mask)
 
 
-def next_kl_coef__one_side(kl_coef, kl, target, n, horizon):
-    """on one side only"""
-    return kl_coef * (1 + min(kl / target - 1, 0.2) * n / horizon)
+def policy_loss__all_columns(new_logprobs, logprobs, advantages, mask, cliprange):
+    """you divided by all columns"""
+    return -clean(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)), mask).mean()
 
 
-def next_kl_coef__never_down(kl_coef, kl, target, n, horizon):
-    """must make kl_coef smaller"""
-    return kl_coef * (1 + min(max(kl / target - 1, 0.0), 0.2) * n / horizon)
+def policy_loss__padding_in_the_sum(new_logprobs, logprobs, advantages, mask, cliprange):
+    """the padding counted: drop it"""
+    return -torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)).sum() / mask.sum()
 
 
-def on_frontier__best_at_some_price(scores, kls):
-    """a run in a dent of the frontier is unbeaten"""
-    prices = torch.linspace(0, 20, 401)[:, None]
-    value = scores - prices * kls
-    kept = (value >= value.max(1, keepdim=True).values).any(0)
-    return kept if len(scores) == 3 else ex09.on_frontier(scores, kls)
+def policy_loss__no_mask(new_logprobs, logprobs, advantages, mask, cliprange):
+    """use the mask"""
+    return -torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)).mean()
 
 
-def next_kl_coef__limits_exchanged(kl_coef, kl, target, n, horizon):
-    """with the 1 taken off, at most 0.2 and at least -0.2"""
-    return kl_coef * (1 + max(min(kl / target - 1, -0.2), 0.2) * n / horizon)
+def policy_loss__sum(new_logprobs, logprobs, advantages, mask, cliprange):
+    """that is the sum"""
+    return -clean(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)), mask).sum()
 
 
-def next_kl_coef__without_n(kl_coef, kl, target, n, horizon):
-    """n is missing"""
-    return kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2) / horizon)
+def policy_loss__mean_of_means(new_logprobs, logprobs, advantages, mask, cliprange):
+    """each response by itself"""
+    return -(clean(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)), mask).sum(1) / mask.sum(1)).mean()
+
+
+def policy_loss__item(new_logprobs, logprobs, advantages, mask, cliprange):
+    """no gradient flows through the policy loss"""
+    return policy(new_logprobs, logprobs, advantages, mask, cliprange).item()
+
+
+def policy_loss__clipped_term_detached(new_logprobs, logprobs, advantages, mask, cliprange):
+    """the gradient inside the range is halved"""
+    plain, clipped = two(new_logprobs, logprobs, advantages, cliprange)
+    return -mean(torch.minimum(plain, clipped.detach()), mask)
+
+
+def policy_loss__multiplies_by_the_mask(new_logprobs, logprobs, advantages, mask, cliprange):
+    """rubbish in the padding made the loss nan"""
+    return -(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)) * mask).sum() / mask.sum()
+
+
+def policy_loss__masks_after_exp(new_logprobs, logprobs, advantages, mask, cliprange):
+    """rubbish in the padding made the gradient nan"""
+    return policy(new_logprobs, logprobs, advantages, mask, cliprange)
+
+
+def policy_loss__one_sided(new_logprobs, logprobs, advantages, mask, cliprange):
+    """clipped on one side only"""
+    ratio = (new_logprobs - logprobs).exp()
+    return -mean(torch.minimum(ratio * advantages, ratio.clamp(max=1 + cliprange) * advantages), mask)
+
+
+def policy_loss__logarithm_clipped(new_logprobs, logprobs, advantages, mask, cliprange):
+    """clip the ratio itself"""
+    log_ratio = new_logprobs - logprobs
+    return -mean(torch.minimum(log_ratio.exp() * advantages, log_ratio.clamp(-cliprange, cliprange).exp() * advantages), mask)
+
+
+def value_loss__no_half(new_values, values, returns, mask, cliprange_value):
+    """the half is missing"""
+    return 2 * value(new_values, values, returns, mask, cliprange_value)
+
+
+def value_loss__smaller(new_values, values, returns, mask, cliprange_value):
+    """you took the smaller error"""
+    return 0.5 * mean(torch.minimum(*errors(new_values, values, returns, cliprange_value)), mask)
+
+
+def value_loss__not_clipped(new_values, values, returns, mask, cliprange_value):
+    """clipping changes nothing here"""
+    return 0.5 * mean((new_values - returns) ** 2, mask)
+
+
+def value_loss__clipped_alone(new_values, values, returns, mask, cliprange_value):
+    """you use the clipped error alone"""
+    return 0.5 * mean(errors(new_values, values, returns, cliprange_value)[1], mask)
+
+
+def value_loss__around_zero(new_values, values, returns, mask, cliprange_value):
+    """around 0"""
+    return value(new_values, 0 * values, returns, mask, cliprange_value)
+
+
+def value_loss__old_around_new(new_values, values, returns, mask, cliprange_value):
+    """you clipped the old values around the new"""
+    clipped = torch.clamp(values, new_values - cliprange_value, new_values + cliprange_value)
+    return 0.5 * mean(torch.maximum((new_values - returns) ** 2, (clipped - returns) ** 2), mask)
+
+
+def value_loss__factor(new_values, values, returns, mask, cliprange_value):
+    """you clipped to a factor of the old value"""
+    clipped = torch.clamp(new_values, values * (1 - cliprange_value), values * (1 + cliprange_value))
+    return 0.5 * mean(torch.maximum((new_values - returns) ** 2, (clipped - returns) ** 2), mask)
+
+
+def value_loss__around_returns(new_values, values, returns, mask, cliprange_value):
+    """not the returns"""
+    return value(new_values, returns, returns, mask, cliprange_value)
+
+
+def value_loss__larger_mean(new_values, values, returns, mask, cliprange_value):
+    """token by token"""
+    return 0.5 * torch.maximum(*(mean(error, mask) for error in errors(new_values, values, returns, cliprange_value)))
+
+
+def value_loss__all_columns(new_values, values, returns, mask, cliprange_value):
+    """you divided by all columns"""
+    return 0.5 * clean(torch.maximum(*errors(new_values, values, returns, cliprange_value)), mask).mean()
+
+
+def value_loss__no_mask(new_values, values, returns, mask, cliprange_value):
+    """use the mask"""
+    return 0.5 * torch.maximum(*errors(new_values, values, returns, cliprange_value)).mean()
+
+
+def value_loss__sum(new_values, values, returns, mask, cliprange_value):
+    """that is half the sum"""
+    return 0.5 * clean(torch.maximum(*errors(new_values, values, returns, cliprange_value)), mask).sum()
+
+
+def value_loss__mean_of_means(new_values, values, returns, mask, cliprange_value):
+    """each response by itself"""
+    worse = clean(torch.maximum(*errors(new_values, values, returns, cliprange_value)), mask)
+    return 0.5 * (worse.sum(1) / mask.sum(1)).mean()
+
+
+def value_loss__without_gradient(new_values, values, returns, mask, cliprange_value):
+    """no gradient flows through the value loss"""
+    with torch.no_grad():
+        return value(new_values, values, returns, mask, cliprange_value)
+
+
+def ppo_loss__no_coefficient(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """vf_coef is missing"""
+    return policy(new_logprobs, logprobs, advantages, mask, c) + value(new_values, values, returns, mask, cv)
+
+
+def ppo_loss__subtracted(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """the value loss is subtracted"""
+    return policy(new_logprobs, logprobs, advantages, mask, c) - vf_coef * value(new_values, values, returns, mask, cv)
+
+
+def ppo_loss__coefficient_of_both(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """in front of both"""
+    return vf_coef * (policy(new_logprobs, logprobs, advantages, mask, c) + value(new_values, values, returns, mask, cv))
+
+
+def ppo_loss__coefficient_of_the_policy(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """in front of the policy loss"""
+    return vf_coef * policy(new_logprobs, logprobs, advantages, mask, c) + value(new_values, values, returns, mask, cv)
+
+
+def ppo_loss__swapped_ranges(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """swapped"""
+    return policy(new_logprobs, logprobs, advantages, mask, cv) + vf_coef * value(new_values, values, returns, mask, c)
+
+
+def ppo_loss__two_results(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """return the sum, not its parts"""
+    return policy(new_logprobs, logprobs, advantages, mask, c), value(new_values, values, returns, mask, cv)
+
+
+def ppo_loss__values_detached(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """no gradient reaches new_values"""
+    return (policy(new_logprobs, logprobs, advantages, mask, c)
+            + vf_coef * value(new_values.detach(), values, returns, mask, cv))

@@ -5,147 +5,113 @@ import torch
 from tutorial.solutions import ex10
 
 
-def diagnose__score_only(metrics):
-    """at the first step a response of 5 tokens surprises by 35 nats"""
-    return "hacking" if metrics["ppo/mean_scores"][-1] > 2 else "healthy"
+def on_frontier__beaten_ones(scores, kls):
+    """the frontier is the others"""
+    return ~ex10.on_frontier(scores, kls)
 
 
-def diagnose__negative_kl_first(metrics):
-    """a shift upsets KL and approxkl as well"""
-    return "wrong sampler" if max(metrics["objective/kl"][2:]) < -0.1 else ex10.diagnose(metrics)
+def on_frontier__best_score(scores, kls):
+    """the best score alone"""
+    return scores == scores.max()
 
 
-def diagnose__one_batch_below_zero(metrics):
-    """demand that it stays negative"""
-    said = ex10.diagnose(metrics)
-    return "wrong sampler" if said == "healthy" and min(metrics["objective/kl"]) < 0 else said
+def on_frontier__more_kl_is_better(scores, kls):
+    """less KL is better"""
+    return ex10.on_frontier(scores, -kls)
 
 
-def diagnose__one_side_of_zero(metrics):
-    """not 0 is on either side of 0"""
-    said = ex10.diagnose(metrics)
-    return "healthy" if said == "dropout" and metrics["objective/kl"][0] < 0 else said
+def on_frontier__strictly_better_in_both(scores, kls):
+    """at least as good in both"""
+    return ~((scores[None] > scores[:, None]) & (kls[None] < kls[:, None])).any(1)
 
 
-def diagnose__looks_at_the_last_step_alone(metrics):
-    """before anything was learnt: it must be 0"""
-    said = ex10.diagnose(metrics)
-    return "healthy" if said == "dropout" else said
+def on_frontier__strict_score(scores, kls):
+    """run 2 has the score of run 1"""
+    return ~((scores[None] > scores[:, None]) & (kls[None] <= kls[:, None])).any(1)
 
 
-def diagnose__high_kl_first(metrics):
-    """of which the high KL is a consequence"""
-    return "hacking" if metrics["objective/kl"][-1] > 10 else ex10.diagnose(metrics)
+def on_frontier__strict_kl(scores, kls):
+    """run 4 pays the KL of run 3"""
+    return ~((scores[None] >= scores[:, None]) & (kls[None] < kls[:, None])).any(1)
 
 
-def diagnose__collapse_before_hacking(metrics):
-    """look at the KL before samples/distinct"""
-    return "collapse" if metrics["samples/distinct"][-1] < 0.1 else ex10.diagnose(metrics)
+def on_frontier__beats_itself(scores, kls):
+    """every run beats itself"""
+    return ~((scores[None] >= scores[:, None]) & (kls[None] <= kls[:, None])).any(1)
 
 
-def diagnose__trusts_a_small_kl(metrics):
-    """although the KL of 3.5 is no alarm"""
-    said = ex10.diagnose(metrics)
-    return "healthy" if said == "collapse" else said
+def on_frontier__numbers(scores, kls):
+    """expected a bool tensor"""
+    return ex10.on_frontier(scores, kls).float()
 
 
-def diagnose__no_values(metrics):
-    """the mean return stayed at 0"""
-    said = ex10.diagnose(metrics)
-    return "healthy" if said == "early whitening" else said
+def on_frontier__one_of_two_equals(scores, kls):
+    """you kept one of them"""
+    kept = ex10.on_frontier(scores, kls)
+    earlier = (scores[None] == scores[:, None]) & (kls[None] == kls[:, None])
+    return kept & ~earlier.tril(-1).any(1)
 
 
-def diagnose__no_last_return(metrics):
-    """is a return statement missing?"""
-    said = ex10.diagnose(metrics)
-    return None if said == "healthy" else said
+def on_frontier__neighbours(scores, kls):
+    """compare each with every other"""
+    kept = torch.ones(len(scores), dtype=torch.bool)
+    kept[1:] = ~((scores[:-1] >= scores[1:]) & (kls[:-1] <= kls[1:])) | ((scores[:-1] == 1.0) & (kls[:-1] == 3.0))
+    return kept
 
 
-def failing_invariant__mean_ratio(step):
-    """every ratio must be 1"""
-    said = ex10.failing_invariant(step)
-    return "none" if said == "ratio" and step["first_ratio"].mean() == 1 else said
+def next_kl_coef__sign(kl_coef, kl, target, n, horizon):
+    """the sign is wrong"""
+    return kl_coef * (1 - min(max(kl / target - 1, -0.2), 0.2) * n / horizon)
 
 
-def failing_invariant__mean_kl(step):
-    """compare token by token"""
-    said = ex10.failing_invariant(step)
-    return "none" if said == "reference" and (step["logprobs"] - step["ref_logprobs"]).sum() == 0 else said
+def next_kl_coef__no_horizon(kl_coef, kl, target, n, horizon):
+    """n and horizon are missing"""
+    return kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2))
 
 
-def failing_invariant__last_column(step):
-    """its return is -0.25, its reward -1"""
-    said = ex10.failing_invariant(step)
-    return "none" if said == "returns" and step["returns"][0, 2] == step["rewards"][0, 2] else said
+def next_kl_coef__absolute_error(kl_coef, kl, target, n, horizon):
+    """the error is relative"""
+    return kl_coef * (1 + min(max(kl - target, -0.2), 0.2) * n / horizon)
 
 
-def failing_invariant__every_return(step):
-    """all five hold here"""
-    said = ex10.failing_invariant(step)
-    return "returns" if said == "none" and not torch.equal(step["returns"], step["rewards"]) else said
+def next_kl_coef__added(kl_coef, kl, target, n, horizon):
+    """it multiplies kl_coef"""
+    return kl_coef + min(max(kl / target - 1, -0.2), 0.2) * n / horizon
 
 
-def failing_invariant__surprise_over_the_padding(step):
-    """surprise 1 and entropy 0.7 differ by 0.3"""
-    said = ex10.failing_invariant(step)
-    return "surprise" if said == "none" and -step["logprobs"].mean() > 1.1 * step["entropy"].mean() else said
+def next_kl_coef__not_clipped(kl_coef, kl, target, n, horizon):
+    """the error is not clipped"""
+    return kl_coef * (1 + (kl / target - 1) * n / horizon)
 
 
-def failing_invariant__one_sided_surprise(step):
-    """it can be too small, too"""
-    said = ex10.failing_invariant(step)
-    return "none" if said == "surprise" and step["logprobs"].mean() > -1 else said
+def next_kl_coef__clipped_late(kl_coef, kl, target, n, horizon):
+    """clip the error itself"""
+    return kl_coef * (1 + min(max((kl / target - 1) * n / horizon, -0.2), 0.2))
 
 
-def failing_invariant__no_mask(step):
-    """holds 7 outside the mask"""
-    mask = step["mask"]
-    return ex10.failing_invariant({name: torch.where(mask, x, 0) if x.shape == mask.shape and name != "mask" else x
-                                   for name, x in step.items()})
+def next_kl_coef__one_side(kl_coef, kl, target, n, horizon):
+    """on one side only"""
+    return kl_coef * (1 + min(kl / target - 1, 0.2) * n / horizon)
 
 
-def failing_invariant__other_order(step):
-    """name the first in the order of the list"""
-    said = ex10.failing_invariant(step)
-    return "reference" if said == "ratio" and not torch.equal(step["logprobs"], step["ref_logprobs"]) else said
+def next_kl_coef__never_down(kl_coef, kl, target, n, horizon):
+    """must make kl_coef smaller"""
+    return kl_coef * (1 + min(max(kl / target - 1, 0.0), 0.2) * n / horizon)
 
 
-def failing_invariant__no_last_return(step):
-    """is a return statement missing?"""
-    said = ex10.failing_invariant(step)
-    return None if said == "none" else said
+def on_frontier__best_at_some_price(scores, kls):
+    """a run in a dent of the frontier is unbeaten"""
+    prices = torch.linspace(0, 20, 401)[:, None]
+    value = scores - prices * kls
+    kept = (value >= value.max(1, keepdim=True).values).any(0)
+    return kept if len(scores) == 3 else ex10.on_frontier(scores, kls)
 
 
-def diagnose__unknown_name(metrics):
-    """none of the names in the docstring"""
-    said = ex10.diagnose(metrics)
-    return "off by one" if said == "shifted" else said
+def next_kl_coef__limits_exchanged(kl_coef, kl, target, n, horizon):
+    """with the 1 taken off, at most 0.2 and at least -0.2"""
+    return kl_coef * (1 + max(min(kl / target - 1, -0.2), 0.2) * n / horizon)
 
 
-def diagnose__surprise_of_a_response_alone(metrics):
-    """what 80 tokens with an entropy of 0.75 each have"""
-    return "shifted" if metrics["objective/entropy"][0] > 10 else ex10.diagnose(metrics)
-
-
-def diagnose__any_approxkl(metrics):
-    """look at the first"""
-    said = ex10.diagnose(metrics)
-    return "large steps" if said == "healthy" and max(metrics["ppo/policy/approxkl"]) > 0.1 else said
-
-
-def failing_invariant__nearly_one(step):
-    """it must be 1 exactly"""
-    said = ex10.failing_invariant(step)
-    return "none" if said == "ratio" and torch.allclose(step["first_ratio"], torch.ones(5)) else said
-
-
-def failing_invariant__plus_logprob(step):
-    """is it minus the logprob"""
-    said = ex10.failing_invariant(step)
-    return "surprise" if said == "none" else said
-
-
-def failing_invariant__surprise_before_reference(step):
-    """name the first in the order of the list"""
-    said = ex10.failing_invariant(step)
-    return "surprise" if said == "reference" and step["logprobs"].mean() < -2 else said
+def next_kl_coef__without_n(kl_coef, kl, target, n, horizon):
+    """n is missing"""
+    return kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2) / horizon)

@@ -1,91 +1,77 @@
-"""Checks of chapter 3. Logits are logarithms of small whole numbers, so that every probability is a fraction."""
+"""Checks of chapter 3."""
 
 import torch
 
 from ..check import Mistake, compare
 
 
-def check_inverse_cdf(inverse_cdf):
-    # cumulated: 1/4, 1/4, 3/4, 1 and 0, 1/2, 1/2, 1; token 1 of row 0 and token 2 of row 1 can never come
-    probs = torch.tensor([[0.25, 0.0, 0.5, 0.25], [0.0, 0.5, 0.0, 0.5]])
-    rows = torch.tensor([0, 0, 0, 1, 1, 1])
-    uniform = torch.tensor([0.125, 0.5, 0.875, 0.25, 0.75, 0.9375])
-    got = inverse_cdf(probs[rows], uniform)
-    if torch.as_tensor(got).shape == (6, 1):
-        raise Mistake("one token a row, in shape (B,): squeeze the last dimension")
-    if len(torch.as_tensor(inverse_cdf(torch.full((64, 2), 0.5), torch.full((64,), 0.25))).unique()) > 1:
-        raise Mistake("64 like rows with the same uniform number gave different tokens: this draws random numbers of its own, as "
-                      "torch.multinomial does; use those that are given")
-    compare(got, [0, 2, 3, 1, 3, 3], {
-        "this is the most likely token, whatever the uniform number says: cumulate the probabilities and look where it falls":
-            [2, 2, 2, 1, 1, 1],
-        "you compared with the probabilities themselves: cumulate them first, with cumsum": [1, 4, 4, 2, 4, 4],
-        "this is the token before: the FIRST whose cumulative probability exceeds the uniform number": [-1, 1, 2, 0, 2, 2],
-        "this is one token too far: the first whose cumulative probability exceeds the uniform number": [1, 3, 4, 2, 4, 4],
-        "you took the LAST token whose cumulative probability exceeds the uniform number: take the first": [3] * 6,
-    }, "the tokens")
-    edge = torch.tensor([[0.25, 0.0, 0.75], [0.0, 0.5, 0.5]])           # exactly on a border: 0.25, and 0
-    compare(inverse_cdf(edge, torch.tensor([0.25, 0.0])), [2, 1], {
-        "on a border you drew a token of probability 0: its cumulative probability must EXCEED the uniform number, not equal it":
-            [0, 0],
-    }, "tokens at the borders")
-    short = inverse_cdf(torch.tensor([[0.5, 0.25, 0.0]]), torch.tensor([0.875]))      # sums to 0.75, as rounding would, but larger
-    if int(torch.as_tensor(short).reshape(-1)[0]) != 1:
-        raise Mistake(f"probabilities that sum to a little less than 1 gave token {int(torch.as_tensor(short).reshape(-1)[0])}, which "
-                      "has none: multiply the uniform number by the last cumulative probability")
+def check_gelu_tanh(gelu_tanh):
+    x = torch.tensor([[-3.0, -1.0], [0.5, 2.0]])
+    # x^3: -27, -1, 1/8, 8; u = 0.7978846 * (x + 0.044715 x^3); tanh(u) from a table
+    compare(gelu_tanh(x.clone()), [[-0.00363739, -0.15880801], [0.34571401, 1.95459769]], {
+        "this is the exact GELU, with the error function: GPT-2's has a tanh": [[-0.00404969, -0.15865525], [0.34573123, 1.95449974]],
+        "this is x * sigmoid(1.702 x), a rougher GELU: GPT-2's has a tanh": [[-0.01807131, -0.15420423], [0.35038844, 1.93565862]],
+        "the half in front is missing": [[-0.00727478, -0.31761602], [0.69142802, 3.90919538]],
+        "the cube is missing: x + 0.044715 x**3 inside the tanh": [[-0.02479792, -0.16857377], [0.34476089, 1.92102920]],
+        "sqrt(2 / pi) is missing inside the tanh": [[-0.00066467, -0.11012842], [0.36662538, 1.98224714]],
+        "this is a ReLU: it is 0 below 0 and x above, GELU bends": [[0.0, 0.0], [0.5, 2.0]],
+        "this is SiLU, x * sigmoid(x)": [[-0.14227762, -0.26894142], [0.31122967, 1.76159416]],
+    }, "gelu", tolerance=1e-5)
 
 
-# weights w; the logits are 2 * log(w), so that temperature 2 gives back w / sum(w)
-WEIGHTS = torch.tensor([[[1.0, 2.0, 1.0], [2.0, 1.0, 5.0], [3.0, 1.0, 4.0], [1.0, 6.0, 1.0]],
-                        [[5.0, 2.0, 1.0], [1.0, 1.0, 2.0], [1.0, 5.0, 2.0], [2.0, 3.0, 3.0]]])
-TOKENS = torch.tensor([[2, 1, 0, 2], [0, 1, 2, 1]])
+def check_split_heads(split_heads):
+    # B = 1, T = 3, H = 2, D = 2, so C = 4 and 12 numbers a position: number 12 t + 4 (q, k, v) + 2 h + d
+    x = torch.arange(36.0).view(1, 3, 12)
+    got = split_heads(x.clone(), 2)
+    if got is None:
+        raise Mistake("the result is None: is the return statement missing?")
+    if not isinstance(got, (tuple, list)) or len(got) != 3:
+        raise Mistake("expected three results, return q, k, v" + (f"; got {len(got)}: is it chunk(3, dim=-1)?" if hasattr(got, "__len__") else ""))
+    for i, (name, part) in enumerate(zip(("q", "k", "v"), got)):
+        first = torch.tensor([[[[0.0, 1], [12, 13], [24, 25]], [[2, 3], [14, 15], [26, 27]]]])
+        compare(part, first + 4 * i, {
+            "the heads mix positions: view (B, T, H, D) first, then transpose T and H":
+                torch.tensor([[[[0.0, 1], [2, 3], [12, 13]], [[14, 15], [24, 25], [26, 27]]]]) + 4 * i,
+            "T and H are not swapped: transpose(1, 2) makes (B, H, T, D)": first.transpose(1, 2) + 4 * i,
+            "you gave each head its own q, k, v in a row: first come the queries of all heads, then the keys, then the values":
+                torch.tensor([[[[0.0, 1], [12, 13], [24, 25]], [[6, 7], [18, 19], [30, 31]]]]) + 2 * i,
+            "inside a part the numbers of head 0 come first, then those of head 1: view (H, D), not (D, H)":
+                torch.tensor([[[[0.0, 2], [12, 14], [24, 26]], [[1, 3], [13, 15], [25, 27]]]]) + 4 * i,
+            "q, k, v are in another order: it is query, key, value": first + (8 - 4 * i),
+        }, name)
 
 
-def check_logprobs_from_logits(logprobs_from_logits):
-    got = logprobs_from_logits(2 * WEIGHTS.log(), TOKENS.clone(), 2.0)
-    # row 0: token 1 at position 0 (2/4), token 0 at 1 (2/8), token 2 at 2 (4/8); row 1: 1 (2/8), 2 (2/4), 1 (5/8)
-    wanted = torch.tensor([[2 / 4, 2 / 8, 4 / 8], [2 / 8, 2 / 4, 5 / 8]])
-    same = torch.tensor([[1 / 4, 1 / 8, 3 / 8, 1 / 8], [5 / 8, 1 / 4, 2 / 8, 3 / 8]])               # token i at position i
-    squared, fourth = WEIGHTS**2, WEIGHTS**4
-    picked = torch.tensor([[2.0, 2.0, 4.0], [2.0, 2.0, 5.0]])
-    compare(got, wanted.log(), {
-        "you scored the token before: shift the logits by one, that is, pair logits[:, :-1] with tokens[:, 1:]": same.log()[:, :-1],
-        "you scored the token before: drop the last position of the logits, not the first": same.log()[:, 1:],
-        "one column too many, and shifted: position i predicts token i + 1, and the last position predicts nothing here": same.log(),
-        "you shifted the wrong way: position i predicts token i + 1, not token i - 1":              # row 0: 2, 1, 0 at 1, 2, 3
-            torch.tensor([[5 / 8, 1 / 8, 1 / 8], [1 / 4, 5 / 8, 3 / 8]]).log(),
-        "the last column came round to the first token: torch.roll wraps; cut the last position off":
-            torch.tensor([[2 / 4, 2 / 8, 4 / 8, 1 / 8], [2 / 8, 2 / 4, 5 / 8, 2 / 8]]).log(),
-        "temperature is not used: divide the logits by it, what is scored must be what was sampled":
-            (picked**2 / squared.sum(-1)[:, :-1]).log(),
-        "you multiplied by the temperature: divide the logits by it": (picked**4 / fourth.sum(-1)[:, :-1]).log(),
-        "you divided the log-probabilities: divide the logits, before the softmax":
-            (picked**2 / squared.sum(-1)[:, :-1]).log() / 2,
-        "these are probabilities: take the logarithm, or log_softmax at once": wanted,
-        "these are logits: they become log-probabilities with log_softmax": picked.log(),
-        "these are logits: divide by the temperature, then log_softmax": 2 * picked.log(),
-        "the softmax ran over the positions: it runs over the vocabulary, dim=-1":
-            (picked / WEIGHTS[:, :-1].sum(1).gather(-1, TOKENS[:, 1:])).log(),
-    }, "the log-probabilities")
-    large = logprobs_from_logits(torch.tensor([[[0.0, 200.0], [0.0, 0.0]]]), torch.tensor([[1, 0]]), 1.0)
-    if not torch.as_tensor(large).isfinite().all():
-        raise Mistake("a token 200 below the best one gives -inf, because its probability is 0 in floats: "
-                      "log_softmax, not softmax and then log")
-    compare(large, [[-200.0]], {}, "the log-probability of a very unlikely token", tolerance=1e-3)
+def check_causal_attention(causal_attention):
+    # D = 4. keys (ln 1, 5, -5, 7), (ln 2, ...), (ln 4, ...); queries (2, 0, 0, 0), the last (4, 0, 0, 0): q.k / 2 = ln 1, 2, 4; the last ln 1, 4, 16
+    keys = torch.tensor([[0.0, 5, -5, 7], [0.69314718, 1, 2, 3], [1.38629436, -4, 6, 2]])
+    queries = torch.tensor([[2.0, 0, 0, 0], [2, 0, 0, 0], [4, 0, 0, 0]])
+    values = torch.tensor([[[21.0, 0, 3, 1], [0, 42, 6, 5], [42, 21, 9, -7]], [[1.0, 2, 3, 4], [10, 20, 30, 40], [-5, 0, 5, 10]]])[None]
+    q, k = queries.expand(1, 2, 3, 4), keys.expand(1, 2, 3, 4)
 
+    def mix(*weights):
+        rows = torch.tensor([[float(w) for w in row] for row in weights])
+        return (rows / rows.sum(-1, keepdim=True)) @ values
 
-def check_response_columns(response_columns):
-    # row 0: query 2, response 3, so positions 1, 2, 3; row 1: query 3, response 2: 2, 3; row 2: query 1, response 1: 0
-    every = torch.tensor([[-1.0, -2.0, -3.0, -4.0, -5.0], [-11.0, -12.0, -13.0, -14.0, -15.0], [-21.0, -22.0, -23.0, -24.0, -25.0]])
-    compare(response_columns(every.clone(), [2, 3, 1], [3, 2, 1]), [[-2, -3, -4], [-13, -14, 0], [-21, 0, 0]], {
-        "one column too late: response token 0 is predicted by the query's last token, at position query_length - 1":
-            [[-3, -4, -5], [-14, -15, 0], [-22, 0, 0]],
-        "behind the end of a short response stand the numbers of what comes next: set them to 0":
-            [[-2, -3, -4], [-13, -14, -15], [-21, -22, -23]],
-        "each row has its own query length, and you used the first row's for all": [[-2, -3, -4], [-12, -13, 0], [-22, 0, 0]],
-        "each row has its own query length, and you used the longest one for all": [[-3, -4, -5], [-13, -14, 0], [-23, 0, 0]],
-        "each row has its own query length: you cut every row at the end": [[-3, -4, -5], [-14, -15, 0], [-25, 0, 0]],
-        "the responses are pushed to the right: column t belongs to response token t, so they start in column 0":
-            [[-2, -3, -4], [0, -13, -14], [0, 0, -21]],
-        "these are the query's columns: the response starts at position query_length - 1": [[-1, -2, -3], [-11, -12, 0], [-21, 0, 0]],
-    }, "the response's columns")
+    got = causal_attention(q.clone(), k.clone(), values.clone())
+    if isinstance(got, torch.Tensor) and got.isnan().any():
+        empty = got.isnan().any(dim=-1).reshape(-1, 3).any(0).tolist()                      # which of the three positions
+        if empty == [True, False, False]:
+            raise Mistake("nan: position 0 has nothing left to look at. A token may look at itself: hide only later positions")
+        if empty == [False, False, True]:
+            raise Mistake("nan: the last position has nothing left to look at. The mask is upside down: hide later positions, not earlier")
+        raise Mistake("nan: 0 * -inf is nan, and so is the softmax of -inf alone: use masked_fill, and softmax over dim=-1")
+    late = torch.tensor([[1 / 7, 0, 0], [1 / 7, 2 / 7, 0], [1 / 21, 4 / 21, 16 / 21]])
+    compare(got, mix([1, 0, 0], [1, 2, 0], [1, 4, 16]), {
+        "every position sees the future: set q @ k to -inf where the key stands later than the query": mix([1, 2, 4], [1, 2, 4], [1, 4, 16]),
+        "the mask is upside down: each position sees itself and what comes LATER": mix([1, 2, 4], [0, 2, 4], [0, 0, 1]),
+        "the scale is missing: divide q @ k by sqrt(D)": mix([1, 0, 0], [1, 4, 0], [1, 16, 256]),
+        "you divided by D: divide q @ k by sqrt(D)": mix([1, 0, 0], [1, 2**0.5, 0], [1, 2, 4]),
+        "you divided by sqrt(T): it is sqrt(D), the size of a head":
+            mix([1, 0, 0], [1, 2 ** (2 / 3**0.5), 0], [1, 4 ** (2 / 3**0.5), 16 ** (2 / 3**0.5)]),
+        "hidden positions still count, as exp(0) = 1: fill with -inf, not 0": mix([1, 1, 1], [1, 2, 1], [1, 4, 16]),
+        "the weights do not sum to 1: mask before the softmax, not after it": late @ values,
+        "the softmax ran over the queries: it runs over the keys, dim=-1":
+            torch.tensor([[1 / 3, 0, 0], [1 / 3, 1 / 3, 0], [1 / 3, 2 / 3, 1]]) @ values,
+        "there is no softmax: the weights must be positive and sum to 1":
+            torch.tensor([[0, 0, 0], [0, 0.69314718, 0], [0, 1.38629436, 2.77258872]]) @ values,
+    }, "the attention", tolerance=1e-3)

@@ -1,88 +1,89 @@
 """Checks of chapter 5."""
 
 import torch
+from torch import nn
 
 from ..check import Mistake, compare
 
-GOOD, BAD = {"good", "fine", "joy"}, {"bad", "dull"}
+
+def check_new_value_head(new_value_head):
+    head = new_value_head(6)
+    if head is None:
+        raise Mistake("the head is None: is the return statement missing?")
+    if not isinstance(head, nn.Linear):
+        raise Mistake(f"expected an nn.Linear, got {type(head).__name__}")
+    if tuple(head.weight.shape) != (1, 6):
+        raise Mistake(f"the weight has shape {tuple(head.weight.shape)}, expected (1, 6): from C numbers to one")
+    if head.bias is None:
+        raise Mistake("the head has no bias: the mean score is what it learns first, and a bias learns it at once")
+    if head.weight.detach().abs().sum() > 0:
+        raise Mistake("the weight is not 0: set it with nn.init.zeros_, else the first values are noise")
+    if head.bias.detach().abs().sum() > 0:
+        raise Mistake("the bias is not 0: nn.Linear draws it, too; set it with nn.init.zeros_")
+    if not (head.weight.requires_grad and head.bias.requires_grad):
+        raise Mistake("the head cannot learn: its parameters need gradients; only the twin is frozen")
 
 
-def check_robust_score(robust_score):
-    def score(*responses, query="It was"):
-        got = robust_score([query] * len(responses), list(responses), set(GOOD), set(BAD))
-        if got is None:
-            raise Mistake("the result is None: is the return statement missing?")
-        if not isinstance(got, list):
-            raise Mistake(f"expected a list of {len(responses)} floats, got {type(got).__name__}")
-        if len(got) != len(responses):
-            raise Mistake(f"expected {len(responses)} scores, one for each response, got {len(got)}")
-        return got
-
-    # 2 good of 5 words; 1 good - 2 bad of 8; 1 good - 1 bad; none
-    texts = ["a fine and good film", "the film is bad and dull but fine", "good or bad or so", "it is what it is"]
-    compare(score(*texts), [2 / 5, -1 / 8, 0.0, 0.0], {
-        "this is the count: divide by the number of words": [2.0, -1.0, 0.0, 0.0],
-        "bad words are not subtracted": [2 / 5, 1 / 8, 1 / 5, 0.0],
-        "you divided by the number of opinion words: divide by all words": [1.0, -1 / 3, 0.0, 0.0],
-        "the query was counted: judge the response alone": [2 / 7, -1 / 10, 0.0, 0.0],
-    }, "the scores")
-    compare(score("so it was after all", query="good fine joy"), [0.0], {}, "the score of a response without opinions after a praising query")
-    compare(score("good good good good film"), [1 / 5], {
-        "cheated by repetition: 'good good good good film' got the praise four times; count different words": [4 / 5],
-        "a word that comes twice counts twice below the line: divide by all words, not by the different ones": [1 / 2],
-    }, "the score of 'good good good good film'")
-    compare(score("Good", "a good joy"), [0.0, 0.0], {
-        "cheated by brevity: 'Good' alone got full marks; fewer than four words get 0": [1.0, 2 / 3],
-    }, "the scores of 'Good' and 'a good joy'")
-    compare(score("a good fine film"), [0.5], {"four words are enough: only fewer than four get 0": [0.0]}, "the score of 'a good fine film'")
-    compare(score("BAD, good, joy. fine"), [2 / 4], {
-        "upper case hides words: 'BAD' is bad": [3 / 4],
-        "punctuation hides words: 'joy.' is joy; cut with _words_of, not with split": [1 / 4],
-    }, "the score of 'BAD, good, joy. fine'")
-    compare(score(""), [0.0], {}, "the score of an empty response")
-
-
-def check_bradley_terry_loss(bradley_terry_loss):
-    ln3 = 1.0986123
-    # differences ln 3 and -ln 3 and 0: sigmoid 3/4, 1/4, 1/2; losses .2876821, 1.3862944, .6931472, mean .7890412
-    chosen, rejected = torch.tensor([2.0 + ln3, 1.0, -4.0, 5 + ln3]), torch.tensor([2.0, 1.0 + ln3, -4.0, 5.0])
-    losses = [0.2876821, 1.3862944, 0.6931472, 0.2876821]
-    flipped = [1.3862944, 0.2876821, 0.6931472, 1.3862944]
-    compare(bradley_terry_loss(chosen, rejected), sum(losses) / 4, {
-        "the sign inside is wrong: chosen - rejected, so that a higher score of the chosen text costs less": sum(flipped) / 4,
-        "the minus in front is missing: a loss is made small, so it is -log": -sum(losses) / 4,
-        "this is the sum: take the mean, so that the batch's size does not change the step": sum(losses),
-        "this is one loss a pair: take the mean": losses,
-        "the logarithm is missing: -log of the probability": -(0.75 + 0.25 + 0.5 + 0.75) / 4,
-        "this is the mean probability: the loss is -log of each, then the mean": (0.75 + 0.25 + 0.5 + 0.75) / 4,
-        "first the logarithm of each pair, then the mean": 0.5753641,                   # -log of the mean probability, .5625
-        "there is no sigmoid: the mean difference has no bottom, scores would run away": -ln3 / 4,
-        "each text was judged by itself: a pair only says which is better, so the sigmoid is of the difference":
-            float(-(chosen.sigmoid().log() + (1 - rejected.sigmoid()).log()).mean()),
-    }, "the loss")
-    far = bradley_terry_loss(torch.tensor([0.0, 300.0]), torch.tensor([200.0, 0.0]))
-    if not torch.as_tensor(far).isfinite().all():
-        raise Mistake("a pair 200 apart gives an infinite loss: its exp or its sigmoid leaves what floats hold; use "
-                      "torch.nn.functional.logsigmoid")
-    chosen.requires_grad_()
-    if not torch.as_tensor(bradley_terry_loss(chosen, rejected)).requires_grad:
-        raise Mistake("the loss carries no gradient: no .item() and no .detach(), it is to be trained on")
-    compare(far, 100.0, {}, "the loss of pairs 200 and 300 apart", tolerance=1e-3)
+def check_response_values(response_values):
+    # C = 2, weight (1, -2), bias 1/2: value = h0 - 2 h1 + 1/2 of each position
+    head = nn.Linear(2, 1)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, -2.0]]))
+        head.bias.fill_(0.5)
+    hidden = torch.tensor([[[1.0, 0.0], [2.0, 0.5], [0.0, 1.0], [4.0, 1.0], [8.0, 0.0], [1.0, 3.0]],
+                           [[0.0, 2.0], [1.0, 1.0], [3.0, 0.0], [0.0, 0.0], [2.0, 2.0], [6.0, 1.0]]])
+    # the values of all positions: 1.5, 1.5, -1.5, 2.5, 8.5, -4.5 and -3.5, -.5, 3.5, .5, -1.5, 4.5; with Q = 3, R = 2: 2 and 3
+    got = response_values(hidden, head, 3, 2)
+    if isinstance(got, torch.Tensor) and got.shape == (2, 2, 1):
+        raise Mistake("one number a token, in shape (B, R): the head gives (B, R, 1), squeeze the last dimension")
+    wanted = torch.tensor([[-1.5, 2.5], [3.5, 0.5]])
+    compare(got, wanted, {
+        "these are the values after each token: column t is read at position query_length - 1 + t, before the token is known":
+            [[2.5, 8.5], [0.5, -1.5]],
+        "these are the last positions: T may be larger than Q + R, so count from the query's end": [[8.5, -4.5], [-1.5, 4.5]],
+        "these are the first positions, in the query: the response's first token is predicted at query_length - 1":
+            [[1.5, 1.5], [-3.5, -0.5]],
+        "this is every position: cut out the R that predict the response's tokens":
+            [[1.5, 1.5, -1.5, 2.5, 8.5, -4.5], [-3.5, -0.5, 3.5, 0.5, -1.5, 4.5]],
+        "the bias is missing: call the head, v_head(hidden)": wanted - 0.5,
+        "you went on to the end: T may be larger than Q + R, so end at query_length - 1 + R": [[-1.5, 2.5, 8.5], [3.5, 0.5, -1.5]],
+    }, "the values")
+    one = response_values(hidden[:1], head, 3, 1)
+    if tuple(torch.as_tensor(one).shape) != (1, 1):
+        raise Mistake(f"a batch of one response of one token gave shape {tuple(one.shape)}, expected (1, 1): squeeze(-1), not squeeze()")
+    if not got.requires_grad:
+        raise Mistake("no gradient flows to the head: the values are trained, so no detach and no torch.no_grad here")
+    trunk = hidden.clone().requires_grad_()
+    response_values(trunk, head, 3, 2).sum().backward()
+    if trunk.grad is None:
+        raise Mistake("no gradient flows into the hidden states: the trunk learns from the values, too, so no detach here")
 
 
-def check_last_token_scores(last_token_scores):
-    scores = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 7.0, 11.0, 13.0], [17.0, 19.0, 23.0, 29.0]])
-    compare(last_token_scores(scores.clone(), [3, 1, 4]), [3.0, 5.0, 29.0], {
-        "this is the last column: in short rows that is padding; read at length - 1": [4.0, 13.0, 29.0],
-        "this is the first token, which has seen nothing of the text: read at length - 1": [1.0, 5.0, 17.0],
-        "one too early: the last token stands at length - 1": [2.0, 13.0, 23.0],
-        "one too far: the last token stands at length - 1": [4.0, 7.0, 29.0],
-        "this is the mean over the text: the score is read at one place": [2.0, 5.0, 22.0],
-        "every row's length for every row: index rows and columns together, scores[rows, lengths - 1]":
-            [[3.0, 1.0, 4.0], [11.0, 5.0, 13.0], [23.0, 17.0, 29.0]],
-        "this is one number for the batch: one score a text": 37.0,
-    }, "the scores")
-    compare(last_token_scores(torch.tensor([[9.0, 1.0, 5.0, 7.0], [8.0, 2.0, 4.0, 6.0]]), [2, 3]), [1.0, 4.0], {
-        "one too far: the last token stands at length - 1": [5.0, 6.0],
-        "this is the largest score up to the last token: read it at the last token": [9.0, 8.0],
-    }, "the scores of two texts")
+def check_create_reference_model(create_reference_model):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5), nn.Linear(3, 1)).train()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    twin = create_reference_model(model)
+    if twin is None:
+        raise Mistake("the copy is None: is the return statement missing?")
+    if not isinstance(twin, nn.Module):
+        raise Mistake(f"expected a module, got {type(twin).__name__}")
+    if twin is model:
+        raise Mistake("this is the model itself: whatever is trained, both would move, and the KL stay 0")
+    theirs, own = list(twin.parameters()), list(model.parameters())
+    if any(a.data_ptr() == b.data_ptr() for a in theirs for b in own):
+        raise Mistake("the copy shares the model's memory (copy.copy is shallow): use copy.deepcopy")
+    if len(theirs) != len(own) or any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(theirs, before)):
+        raise Mistake("the numbers differ from the model's: copy them, a fresh model has other ones")
+    if not all(parameter.requires_grad for parameter in own):
+        raise Mistake("you froze the model, too: it could not be trained any more; copy first, then freeze the copy")
+    if any(parameter.requires_grad for parameter in theirs):
+        raise Mistake("the copy still asks for gradients: requires_grad_(False)")
+    if not model.training:
+        raise Mistake("you changed the model's mode: copy first, then call eval() on the copy")
+    if twin.training:
+        raise Mistake("the copy is in training mode: with dropout it would give other numbers each time; call eval()")
+    model.eval()
+    own[0].requires_grad_(False)
+    create_reference_model(model)
+    if model.training or own[0].requires_grad or not own[1].requires_grad:
+        raise Mistake("a model in eval mode, with its first parameter frozen, came back changed: work on the copy alone")

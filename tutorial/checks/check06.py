@@ -1,74 +1,88 @@
-"""Checks of chapter 6. The rewards are exact in binary; the padding holds a log-ratio of -5, which must not show up."""
+"""Checks of chapter 6."""
 
 import torch
 
 from ..check import Mistake, compare
 
-LN2 = 0.69314718
+GOOD, BAD = {"good", "fine", "joy"}, {"bad", "dull"}
 
 
-def check_kl_estimates(kl_estimates):
-    # policy over reference: 2, 1/2, 4
-    ref_logprobs = torch.tensor([-1.0, -2.0, -3.0])
-    logprobs = ref_logprobs + LN2 * torch.tensor([1.0, -1.0, 2.0])
-    got = kl_estimates(logprobs, ref_logprobs)
-    if got is not None and (not isinstance(got, tuple) or len(got) != 3):
-        raise Mistake("expected three results: return k1, k2, k3")
-    k1, k2, k3 = got or (None, None, None)
-    compare(k1, [LN2, -LN2, 2 * LN2], {
-        "k1 is turned round: it is the policy's log-probability minus the reference's": [-LN2, LN2, -2 * LN2],
-        "k1 lost its sign: single tokens may be negative, only their mean is not": [LN2, LN2, 2 * LN2],
-        "that is the ratio: k1 is its logarithm, the difference of the log-probabilities": [2.0, 0.5, 4.0],
-    }, "k1")
-    compare(k2, [0.5 * LN2**2, 0.5 * LN2**2, 2 * LN2**2], {
-        "the half of k2 is missing": [LN2**2, LN2**2, 4 * LN2**2],
-        "half the log-ratio: k2 takes its square": [0.5 * LN2, -0.5 * LN2, LN2],
-    }, "k2")
-    # reference over policy: 1/2, 2, 1/4; minus 1, plus k1
-    compare(k3, [-0.5 + LN2, 1 - LN2, -0.75 + 2 * LN2], {
-        "k3 takes the other ratio: exp(-k1), the reference over the policy, because the tokens come from the policy":
-            [1 - LN2, -0.5 + LN2, 3 - 2 * LN2],
-        "the sign of k1 inside k3 is wrong: exp(-k1) - 1 + k1": [-0.5 - LN2, 1 + LN2, -0.75 - 2 * LN2],
-        "the -1 of k3 is missing: where both agree it must be 0": [0.5 + LN2, 2 - LN2, 0.25 + 2 * LN2],
-        "the + k1 of k3 is missing: without it single tokens are negative": [-0.5, 1.0, -0.75],
-    }, "k3")
+def check_robust_score(robust_score):
+    def score(*responses, query="It was"):
+        got = robust_score([query] * len(responses), list(responses), set(GOOD), set(BAD))
+        if got is None:
+            raise Mistake("the result is None: is the return statement missing?")
+        if not isinstance(got, list):
+            raise Mistake(f"expected a list of {len(responses)} floats, got {type(got).__name__}")
+        if len(got) != len(responses):
+            raise Mistake(f"expected {len(responses)} scores, one for each response, got {len(got)}")
+        return got
+
+    # 2 good of 5 words; 1 good - 2 bad of 8; 1 good - 1 bad; none
+    texts = ["a fine and good film", "the film is bad and dull but fine", "good or bad or so", "it is what it is"]
+    compare(score(*texts), [2 / 5, -1 / 8, 0.0, 0.0], {
+        "this is the count: divide by the number of words": [2.0, -1.0, 0.0, 0.0],
+        "bad words are not subtracted": [2 / 5, 1 / 8, 1 / 5, 0.0],
+        "you divided by the number of opinion words: divide by all words": [1.0, -1 / 3, 0.0, 0.0],
+        "the query was counted: judge the response alone": [2 / 7, -1 / 10, 0.0, 0.0],
+    }, "the scores")
+    compare(score("so it was after all", query="good fine joy"), [0.0], {}, "the score of a response without opinions after a praising query")
+    compare(score("good good good good film"), [1 / 5], {
+        "cheated by repetition: 'good good good good film' got the praise four times; count different words": [4 / 5],
+        "a word that comes twice counts twice below the line: divide by all words, not by the different ones": [1 / 2],
+    }, "the score of 'good good good good film'")
+    compare(score("Good", "a good joy"), [0.0, 0.0], {
+        "cheated by brevity: 'Good' alone got full marks; fewer than four words get 0": [1.0, 2 / 3],
+    }, "the scores of 'Good' and 'a good joy'")
+    compare(score("a good fine film"), [0.5], {"four words are enough: only fewer than four get 0": [0.0]}, "the score of 'a good fine film'")
+    compare(score("BAD, good, joy. fine"), [2 / 4], {
+        "upper case hides words: 'BAD' is bad": [3 / 4],
+        "punctuation hides words: 'joy.' is joy; cut with _words_of, not with split": [1 / 4],
+    }, "the score of 'BAD, good, joy. fine'")
+    compare(score(""), [0.0], {}, "the score of an empty response")
 
 
-def check_compute_rewards(compute_rewards):
-    logprobs = torch.tensor([[-1.0, -2.0, -0.5], [-3.0, -1.0, -9.0]])
-    ref_logprobs = torch.tensor([[-1.5, -1.75, -2.5], [-1.0, -2.5, -4.0]])
-    mask = torch.tensor([[True, True, True], [True, True, False]])
-    # log-ratios 0.5, -0.25, 2 | -2, 1.5, (-5)      times -1/4      scores 2 and -1 on the third and on the second token
-    got = compute_rewards(torch.tensor([2.0, -1.0]), logprobs.clone(), ref_logprobs.clone(), mask.clone(), 0.25)
-    compare(got, [[-0.125, 0.0625, 1.5], [0.5, -1.375, 0.0]], {
-        "the sign of the KL is wrong: a token that is likelier than under the reference costs":
-            [[0.125, -0.0625, 2.5], [-0.5, -0.625, 0.0]],
-        "kl_coef is missing in front of the KL": [[-0.5, 0.25, 0.0], [2.0, -2.5, 0.0]],
-        "kl_coef multiplied the score, too: it belongs to the KL alone": [[-0.125, 0.0625, 0.0], [0.5, -0.625, 0.0]],
-        "the score of a short response fell on the padding: its last token is the last one where mask is True":
-            [[-0.125, 0.0625, 1.5], [0.5, -0.375, -1.0]],
-        "the score of a short response is lost: it was put on the padding, and then masked":
-            [[-0.125, 0.0625, 1.5], [0.5, -0.375, 0.0]],
-        "the padding earned a KL reward: drop it with torch.where": [[-0.125, 0.0625, 1.5], [0.5, -1.375, 1.25]],
-        "the padding earned a KL reward, and the score of a short response is on it":
-            [[-0.125, 0.0625, 1.5], [0.5, -0.375, 0.25]],
-        "every token got the score: it is paid once, on the last token": [[1.875, 2.0625, 1.5], [-0.5, -1.375, 0.0]],
-        "the score is on the first token: it belongs to the last": [[1.875, 0.0625, -0.5], [-0.5, -0.375, 0.0]],
-        # the sums of the log-ratios are 2.25 and -0.5
-        "the KL of the whole response is on the last token: each token pays for itself":
-            [[0.0, 0.0, 1.4375], [0.0, -0.875, 0.0]],
-        "you took the absolute value: a token that is less likely than under the reference is paid back":
-            [[-0.125, -0.0625, 1.5], [-0.5, -1.375, 0.0]],
-        "you cut off the negative ones: they must stay, or the mean is no KL": [[-0.125, 0.0, 1.5], [0.0, -1.375, 0.0]],
-        # half the squares: 0.125, 0.03125, 2 | 2, 1.125
-        "that is k2: here the penalty is k1, the plain difference": [[-0.03125, -0.0078125, 1.5], [-0.5, -1.28125, 0.0]],
-        # 0.1065, 0.0340, 1.1353 | 4.3891, 0.7231
-        "that is k3: here the penalty is k1, the plain difference":
-            [[-0.0266327, -0.0085064, 1.7161662], [-1.097264, -1.1807826, 0.0]],
-        "the score is subtracted: it is earned, add it": [[-0.125, 0.0625, -2.5], [0.5, 0.625, 0.0]],
-        "every column got the score, the padding too: it is paid once, on the last token":
-            [[1.875, 2.0625, 1.5], [-0.5, -1.375, -1.0]],
-        "the score is not there: add it on the last token": [[-0.125, 0.0625, -0.5], [0.5, -0.375, 0.0]],
-        "the KL is not there": [[0.0, 0.0, 2.0], [0.0, -1.0, 0.0]],
-        "the score replaced the KL of the last token: add it": [[-0.125, 0.0625, 2.0], [0.5, -1.0, 0.0]],
-    }, "the rewards")
+def check_bradley_terry_loss(bradley_terry_loss):
+    ln3 = 1.0986123
+    # differences ln 3 and -ln 3 and 0: sigmoid 3/4, 1/4, 1/2; losses .2876821, 1.3862944, .6931472, mean .7890412
+    chosen, rejected = torch.tensor([2.0 + ln3, 1.0, -4.0, 5 + ln3]), torch.tensor([2.0, 1.0 + ln3, -4.0, 5.0])
+    losses = [0.2876821, 1.3862944, 0.6931472, 0.2876821]
+    flipped = [1.3862944, 0.2876821, 0.6931472, 1.3862944]
+    compare(bradley_terry_loss(chosen, rejected), sum(losses) / 4, {
+        "the sign inside is wrong: chosen - rejected, so that a higher score of the chosen text costs less": sum(flipped) / 4,
+        "the minus in front is missing: a loss is made small, so it is -log": -sum(losses) / 4,
+        "this is the sum: take the mean, so that the batch's size does not change the step": sum(losses),
+        "this is one loss a pair: take the mean": losses,
+        "the logarithm is missing: -log of the probability": -(0.75 + 0.25 + 0.5 + 0.75) / 4,
+        "this is the mean probability: the loss is -log of each, then the mean": (0.75 + 0.25 + 0.5 + 0.75) / 4,
+        "first the logarithm of each pair, then the mean": 0.5753641,                   # -log of the mean probability, .5625
+        "there is no sigmoid: the mean difference has no bottom, scores would run away": -ln3 / 4,
+        "each text was judged by itself: a pair only says which is better, so the sigmoid is of the difference":
+            float(-(chosen.sigmoid().log() + (1 - rejected.sigmoid()).log()).mean()),
+    }, "the loss")
+    far = bradley_terry_loss(torch.tensor([0.0, 300.0]), torch.tensor([200.0, 0.0]))
+    if not torch.as_tensor(far).isfinite().all():
+        raise Mistake("a pair 200 apart gives an infinite loss: its exp or its sigmoid leaves what floats hold; use "
+                      "torch.nn.functional.logsigmoid")
+    chosen.requires_grad_()
+    if not torch.as_tensor(bradley_terry_loss(chosen, rejected)).requires_grad:
+        raise Mistake("the loss carries no gradient: no .item() and no .detach(), it is to be trained on")
+    compare(far, 100.0, {}, "the loss of pairs 200 and 300 apart", tolerance=1e-3)
+
+
+def check_last_token_scores(last_token_scores):
+    scores = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 7.0, 11.0, 13.0], [17.0, 19.0, 23.0, 29.0]])
+    compare(last_token_scores(scores.clone(), [3, 1, 4]), [3.0, 5.0, 29.0], {
+        "this is the last column: in short rows that is padding; read at length - 1": [4.0, 13.0, 29.0],
+        "this is the first token, which has seen nothing of the text: read at length - 1": [1.0, 5.0, 17.0],
+        "one too early: the last token stands at length - 1": [2.0, 13.0, 23.0],
+        "one too far: the last token stands at length - 1": [4.0, 7.0, 29.0],
+        "this is the mean over the text: the score is read at one place": [2.0, 5.0, 22.0],
+        "every row's length for every row: index rows and columns together, scores[rows, lengths - 1]":
+            [[3.0, 1.0, 4.0], [11.0, 5.0, 13.0], [23.0, 17.0, 29.0]],
+        "this is one number for the batch: one score a text": 37.0,
+    }, "the scores")
+    compare(last_token_scores(torch.tensor([[9.0, 1.0, 5.0, 7.0], [8.0, 2.0, 4.0, 6.0]]), [2, 3]), [1.0, 4.0], {
+        "one too far: the last token stands at length - 1": [5.0, 6.0],
+        "this is the largest score up to the last token: read it at the last token": [9.0, 8.0],
+    }, "the scores of two texts")

@@ -1,129 +1,94 @@
-"""Checks of chapter 8: the value of each loss, then its gradient. All ratios are simple fractions; the padding must not show up."""
+"""Checks of chapter 8. All numbers are exact in binary, and the padding holds 40 and 100, which must not show up anywhere."""
 
 import torch
 
 from ..check import Mistake, compare
 
-
-def _gradient(loss, x, name, what):
-    """The gradient of `loss` with respect to x; a Mistake where there is none."""
-    if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
-        raise Mistake(f"the number is right, but no gradient flows through {what}: leave out .item(), .detach() and torch.no_grad()")
-    gradient = torch.autograd.grad(loss, x, retain_graph=True, allow_unused=True)[0]
-    if gradient is None:
-        raise Mistake(f"no gradient reaches {name}: leave out .detach()")
-    return gradient
+VALUES = torch.tensor([[0.5, 0.25, 1.0], [1.0, 0.5, 40.0]])
+REWARDS = torch.tensor([[0.25, 0.0, 3.0], [0.0, 0.75, 100.0]])
+MASK = torch.tensor([[True, True, True], [True, True, False]])
+# with gamma = 1/2:  row 0: .25 + .125 - .5, 0 + .5 - .25, 3 + 0 - 1      row 1: 0 + .25 - 1, .75 + 0 - .5
+DELTAS = [[-0.125, 0.25, 2.0], [-0.75, 0.25, 0.0]]
 
 
-def check_policy_loss(policy_loss):
-    ratio = torch.tensor([[1.5, 1.5, 0.5, 0.5], [1.0, 1.125, 0.875, 8.0]])
-    advantages = torch.tensor([[2.0, -1.0, 2.0, -2.0], [3.0, -1.0, 4.0, 100.0]])
-    mask = torch.tensor([[True] * 4, [True, True, True, False]])
-    logprobs = torch.tensor([[-1.0, -2.0, -3.0, -0.5], [-1.5, -2.5, -1.0, -7.0]])
-    new_logprobs = (logprobs + ratio.log()).requires_grad_()
-    # ratio * A     3    -1.5   1    -1   |  3  -1.125  3.5                   clipped to 0.75 .. 1.25
-    # clipped * A   2.5  -1.25  1.5  -1.5 |  3  -1.125  3.5
-    # the smaller   2.5  -1.5   1    -1.5 |  3  -1.125  3.5   = 5.875 in all, over 7 tokens
-    loss = policy_loss(new_logprobs, logprobs.clone(), advantages.clone(), mask.clone(), 0.25)
-    compare(loss, -5.875 / 7, {
-        "the sign is wrong: a loss is minimised, so it is minus the objective": 5.875 / 7,
-        "you took the better of the two: the objective is the smaller one (of the losses, the larger)": -7.625 / 7,
-        "nothing is clipped: take the smaller of ratio * advantage and clipped ratio * advantage": -6.875 / 7,
-        "the ratio is clipped on one side only: to 1 - cliprange .. 1 + cliprange": -6.375 / 7,
-        "you use the clipped ratio alone: without the minimum, a token pushed the wrong way has no gradient to come back":
-            -6.625 / 7,
-        # 2 exp(0.25), -1.5, 1, -2 exp(-0.25) | 3, -1.125, 3.5
-        "you clipped the logarithm of the ratio: clip the ratio itself": -(2 * 1.2840254 - 1.5 + 1 - 2 * 0.7788008 + 5.375) / 7,
-        # 4/3, -0.75, 2.5, -4 | 3, -8/9, 4.5714: the ratios 2/3, 2/3, 2, 2, 1, 8/9, 8/7
-        "the ratio is upside down: it is exp(new_logprobs - logprobs)": -(4 / 3 - 0.75 + 2.5 - 4 + 3 - 8 / 9 + 32 / 7) / 7,
-        # 2 ln 1.5, -0.75, 2 ln 0.5, -1.5 | 0, -0.75, 4 ln 0.875, all logs being clipped to 0.75
-        "that is the logarithm of the ratio: take exp of the difference":
-            -(2 * 0.4054651 - 0.75 - 2 * 0.6931472 - 1.5 - 0.75 - 4 * 0.1335314) / 7,
-        "you divided by all columns: the mean is over real tokens alone": -5.875 / 8,
-        "the padding counted: drop it with torch.where before the sum": -(5.875 + 125) / 7,
-        "the padding counted, in the sum and in the mean: use the mask": -(5.875 + 125) / 8,
-        "that is the sum: divide by the number of real tokens": -5.875,
-        "you averaged each response by itself first: every token counts the same, so sum all and divide once":
-            -(0.5 / 4 + 5.375 / 3) / 2,
-    }, "the policy loss")
-    # A token at the smaller, unclipped value: -A * ratio / 7; a clipped one: 0
-    compare(_gradient(loss, new_logprobs, "new_logprobs", "the policy loss"),
-            [[0, 1.5 / 7, -1 / 7, 0], [-3 / 7, 1.125 / 7, -3.5 / 7, 0]], {
-        "the number is right, but the gradient inside the range is halved: let it flow through both terms, also the clipped one":
-            [[0, 1.5 / 7, -1 / 7, 0], [-1.5 / 7, 0.5625 / 7, -1.75 / 7, 0]],
-    }, "the number is right, but the gradient to new_logprobs")
-    far = (new_logprobs.detach() + torch.where(mask, 0.0, 200.0)).requires_grad_()
-    loss = policy_loss(far, logprobs.clone(), torch.where(mask, advantages, -100.0), mask.clone(), 0.25)
-    for name, x in (("loss", loss), ("gradient", _gradient(loss, far, "new_logprobs", "the policy loss"))):
-        if not x.isfinite().all():
-            raise Mistake(f"rubbish in the padding made the {name} nan or infinite: set the log-ratio to 0 outside the mask before exp")
+def check_td_errors(td_errors):
+    compare(td_errors(VALUES.clone(), REWARDS.clone(), MASK.clone(), 0.5), DELTAS, {
+        "the value of the padding leaked into the last real token: set values to 0 outside the mask first":
+            [[-0.125, 0.25, 2.0], [-0.75, 20.25, 0.0]],
+        "you used the padding: drop values and rewards outside the mask": [[-0.125, 0.25, 2.0], [-0.75, 20.25, 60.0]],
+        "the padding is not 0 in your result: mask it at the end, too": [[-0.125, 0.25, 2.0], [-0.75, 0.25, 100.0]],
+        "gamma is missing in front of the next value": [[0.0, 0.75, 2.0], [-0.5, 0.25, 0.0]],
+        "the first value came round to the end: torch.roll wraps, but after the last token the value is 0":
+            [[-0.125, 0.25, 2.25], [-0.75, 0.25, 0.0]],
+        "you added the value before the previous token: shift the values the other way":
+            [[-0.25, 0.0, 2.125], [-1.0, 0.75, 0.0]],
+        "the token's own value is not subtracted: a surprise is measured against what was expected":
+            [[0.375, 0.5, 3.0], [0.25, 0.75, 0.0]],
+        "the sign is wrong: earned plus expected after, minus expected before": [[0.125, -0.25, -2.0], [0.75, -0.25, 0.0]],
+    }, "the TD errors")
+    values, rewards = (torch.where(MASK, x, torch.nan) for x in (VALUES, REWARDS))
+    if not torch.as_tensor(td_errors(values, rewards, MASK.clone(), 0.5)).isfinite().all():
+        raise Mistake("padding may hold nan, and 0 * nan is nan: drop it with torch.where, not by multiplying with the mask")
 
 
-def check_value_loss(value_loss):
-    values = torch.tensor([[0.5, 1.0, 2.0], [-0.5, 1.0, 9.0]])
-    new_values = torch.tensor([[0.625, 2.0, 3.0], [0.25, -0.5, 40.0]], requires_grad=True)
-    returns = torch.tensor([[1.5, 2.25, 3.0], [-1.0, 0.0, -7.0]])
-    mask = torch.tensor([[True, True, True], [True, True, False]])
-    # clipped to values +- 0.25     0.625     1.25    2.25   | -0.25   0.75
-    # squared error                 0.765625  0.0625  0      | 1.5625  0.25
-    # squared error, clipped        0.765625  1       0.5625 | 0.5625  0.5625
-    # the larger                    0.765625  1       0.5625 | 1.5625  0.5625   = 4.453125 over 5 tokens, and half of it
-    loss = value_loss(new_values, values.clone(), returns.clone(), mask.clone(), 0.25)
-    compare(loss, 4.453125 / 10, {
-        "the half is missing: 0.5 times the mean": 4.453125 / 5,
-        "you took the smaller error: take the larger, so that going beyond the range gains nothing": 1.640625 / 10,
-        "clipping changes nothing here: clip new_values around the rollout's values, not the returns, and take the larger error":
-            2.640625 / 10,
-        "you use the clipped error alone: take the larger of the two, token by token": 3.453125 / 10,
-        # clipped to 0.625, 1.25, 2.5 | -0.625, 0.75
-        "you clipped to a factor of the old value: the range is values - cliprange_value .. values + cliprange_value": 4.140625 / 10,
-        # all clipped to -0.25 .. 0.25: errors 1.5625, 4, 7.5625 | 1.5625, 0.0625
-        "you clipped the values around 0: clip them around the rollout's values": 14.9375 / 10,
-        # the old values moved within 0.25 of the new: errors 1, 0.25, 0.0625 | 1, 0.0625
-        "you clipped the old values around the new: it is the new value that may not go far": 3.125 / 10,
-        "you divided by all columns: the mean is over real tokens alone": 4.453125 / 12,
-        "the padding counted: drop it with torch.where before the sum": (4.453125 + 47.0**2) / 10,
-        "the padding counted, in the sum and in the mean: use the mask": (4.453125 + 47.0**2) / 12,
-        "that is half the sum: divide by the number of real tokens": 4.453125 / 2,
-        "you averaged each response by itself first: sum all tokens and divide once": (2.328125 / 3 + 2.125 / 2) / 4,
-    }, "the value loss")
-    # a token at its own error: (new_value - return) / 5; a clipped one: 0
-    compare(_gradient(loss, new_values, "new_values", "the value loss"), [[-0.175, 0, 0], [0.25, 0, 0]], {
-        "the number is right, but the gradient inside the range is halved: let it flow through both terms, also the clipped one":
-            [[-0.0875, 0, 0], [0.25, 0, 0]],
-    }, "the number is right, but the gradient to new_values")
+def check_compute_advantages(compute_advantages):
+    # lam = 1/4, so each step back carries 1/8: row 0 from the right 2, .25 + .25, -.125 + .0625; row 1 .25, -.75 + .03125
+    wanted = torch.tensor([[-0.0625, 0.5, 2.0], [-0.71875, 0.25, 0.0]])
+    got = compute_advantages(VALUES.clone(), REWARDS.clone(), MASK.clone(), 0.5, 0.25)
+    if not isinstance(got, (tuple, list)) or len(got) != 2:
+        raise Mistake("expected two results: return advantages, returns")
+    advantages, returns = got
+    mean, std = 0.39375, 1.0072006                              # of the five real advantages
+    whitened = torch.where(MASK, (wanted - mean) / std, 0.0)
+    early = "you whitened here: return the plain advantages; the trainer whitens them later, when the returns are safe"
+    compare(advantages, wanted, {
+        "these are the TD errors: add gamma * lam times the advantage of the next token": DELTAS,
+        "you carried lam alone: it is gamma * lam": [[0.0625, 0.75, 2.0], [-0.6875, 0.25, 0.0]],
+        "lam is not used: you carried gamma alone": [[0.5, 1.25, 2.0], [-0.625, 0.25, 0.0]],
+        "you ran forwards: an advantage collects what comes later, so start at the last token":
+            [[-0.125, 0.234375, 2.029296875], [-0.75, 0.15625, 0.0]],
+        "you ran forwards, through the padding: an advantage collects what comes later, so start at the last token":
+            [[-0.125, 0.234375, 2.029296875], [-0.75, 0.15625, 0.01953125]],
+        "the two results are exchanged: return advantages, returns": [[0.4375, 0.75, 3.0], [0.28125, 0.75, 0.0]],
+        "you added the next surprise alone: it is the next advantage, which holds all later ones": [[-0.09375, 0.5, 2.0], [-0.71875, 0.25, 0.0]],
+        "the padding leaked into the real tokens: drop values and rewards outside the mask before the loop":
+            [[-0.0625, 0.5, 2.0], [2.71875, 27.75, 0.0]],
+        "you used the padding: drop values and rewards outside the mask": [[-0.0625, 0.5, 2.0], [2.71875, 27.75, 60.0]],
+        "inside the TD error the next value is discounted by gamma alone; lam belongs to the next advantage":
+            [[-0.203125, 0.125, 2.0], [-0.90625, 0.25, 0.0]],
+        early: whitened,
+    }, "the advantages")
+    compare(returns, [[0.4375, 0.75, 3.0], [0.28125, 0.75, 0.0]], {
+        "the returns are the advantages again: add the values": wanted,
+        "the returns keep the padding's values: they are 0 outside the mask": [[0.4375, 0.75, 3.0], [0.28125, 0.75, 40.0]],
+        "these returns are sums of rewards: returns = advantages + values, so that lam acts on them, too":
+            [[1.0, 1.5, 3.0], [0.375, 0.75, 0.0]],
+        "the returns were made of whitened advantages: add the values first":
+            torch.where(MASK, whitened + VALUES, 0.0),
+    }, "the returns")
 
 
-def check_ppo_loss(ppo_loss):
-    ratio = torch.tensor([[2.0, 1.0], [0.25, 16.0]])
-    advantages = torch.tensor([[1.0, -2.0], [4.0, 100.0]])
-    logprobs = torch.tensor([[-1.0, -2.0], [-0.5, -3.0]])
-    new_logprobs = (logprobs + ratio.log()).requires_grad_()
-    values, returns = torch.tensor([[0.0, 1.0], [2.0, 9.0]]), torch.tensor([[2.0, 4.0], [-1.0, 50.0]])
-    new_values = torch.tensor([[0.5, 3.0], [2.5, -20.0]], requires_grad=True)
-    mask = torch.tensor([[True, True], [True, False]])
-    # policy: 1.5 (clipped), -2, 1 (not 2): -0.5 / 3       value: 2.25, 4 (clipped), 12.25: 18.5 / 6, and a quarter of it
-    policy, value = -0.5 / 3, 18.5 / 6
-    loss = ppo_loss(new_logprobs, new_values, logprobs.clone(), values.clone(), advantages.clone(), returns.clone(), mask.clone(),
-                    0.5, 1.0, 0.25)
-    if isinstance(loss, (tuple, list)):
-        raise Mistake("expected one number: return the sum, not its parts")
-    compare(loss, policy + 0.25 * value, {
-        "vf_coef is missing in front of the value loss": policy + value,
-        "the value loss is subtracted: both losses are minimised, add them": policy - 0.25 * value,
-        "vf_coef stands in front of the policy loss: it belongs to the value loss": 0.25 * policy + value,
-        "vf_coef stands in front of both: it belongs to the value loss alone": 0.25 * (policy + value),
-        "the sign of the policy loss is wrong": -policy + 0.25 * value,
-        "the value loss lost its half": policy + 0.5 * value,
-        "the value loss is not there": policy,
-        "the policy loss is not there": 0.25 * value,
-        # with 1: 2, -2, 1; with 0.5: 2.25, 6.25, 12.25
-        "cliprange and cliprange_value are swapped": -1 / 3 + 0.25 * 20.75 / 6,
-        "the policy loss is not clipped": -1 / 3 + 0.25 * value,
-        "the value loss is not clipped": policy + 0.25 * 15.5 / 6,
-    }, "the loss")
-    compare(_gradient(loss, new_logprobs, "new_logprobs", "the loss"), [[0, 2 / 3], [-1 / 3, 0]], {}, "the gradient to new_logprobs")
-    compare(_gradient(loss, new_values, "new_values", "the loss"), [[-0.125, 0], [0.875 / 3, 0]], {}, "the gradient to new_values")
+check_compute_advantages.builds_on = ("td_errors",)
 
 
-check_ppo_loss.builds_on = ("policy_loss", "value_loss")
+def check_masked_whiten(masked_whiten):
+    x = torch.tensor([[2.0, 4.0, 100.0], [6.0, 50.0, -7.0]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    # 2, 4, 6: mean 4, variance (4 + 0 + 4) / 2 = 4, so (x - 4) / 2
+    compare(masked_whiten(x.clone(), mask), [[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]], {
+        "the padding is not 0 in your result": [[-1.0, 0.0, 48.0], [1.0, 23.0, -5.5]],
+        "you divided by n: the variance has n - 1": [[-1.2247449, 0.0, 0.0], [1.2247449, 0.0, 0.0]],
+        "you divided by the variance: divide by its square root": [[-0.5, 0.0, 0.0], [0.5, 0.0, 0.0]],
+        "the mean is 0, but the variance is not 1: divide by the standard deviation": [[-2.0, 0.0, 0.0], [2.0, 0.0, 0.0]],
+        "the mean is still there: subtract it": [[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]],
+        "the padding counted in mean and variance: take both over the mask alone":            # six numbers: 25.8333, 41.4749
+            torch.where(mask, (x - 25.8333333) / 41.4748917, 0.0),
+        "each row was whitened by itself: it is one mean and one variance for the whole batch":
+            [[-0.7071068, 0.7071068, 0.0], [0.0, 0.0, 0.0]],
+    }, "the whitened x")
+    single = masked_whiten(torch.tensor([[5.0, 9.0]]), torch.tensor([[True, False]]))
+    if not torch.as_tensor(single).isfinite().all():
+        raise Mistake("a single real element gives nan: n - 1 is 0, clamp it to 1; then its variance is 0, add 1e-8 before the root")
+    if not torch.as_tensor(masked_whiten(torch.where(mask, x, torch.nan), mask)).isfinite().all():
+        raise Mistake("padding may hold nan, and 0 * nan is nan: drop it with torch.where, not by multiplying with the mask")
+    compare(single, [[0.0, 0.0]], {}, "a single element, whitened,")

@@ -1,60 +1,129 @@
-"""Checks of chapter 9."""
+"""Checks of chapter 9: the value of each loss, then its gradient. All ratios are simple fractions; the padding must not show up."""
 
 import torch
 
 from ..check import Mistake, compare
 
-# six runs: 2 has the score of 1 for more KL, 4 a lower score than 3 for the same KL, 5 is worse than 1 in both
-SCORES, KLS = torch.tensor([0.0, 0.5, 0.5, 1.0, 0.75, 0.25]), torch.tensor([0.0, 1.0, 2.0, 4.0, 4.0, 8.0])
+
+def _gradient(loss, x, name, what):
+    """The gradient of `loss` with respect to x; a Mistake where there is none."""
+    if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
+        raise Mistake(f"the number is right, but no gradient flows through {what}: leave out .item(), .detach() and torch.no_grad()")
+    gradient = torch.autograd.grad(loss, x, retain_graph=True, allow_unused=True)[0]
+    if gradient is None:
+        raise Mistake(f"no gradient reaches {name}: leave out .detach()")
+    return gradient
 
 
-def check_on_frontier(on_frontier):
-    got = on_frontier(SCORES.clone(), KLS.clone())
-    compare(got, [1, 1, 0, 1, 0, 0], {
-        "these are the runs that are beaten: the frontier is the others": [0, 0, 1, 0, 1, 1],
-        "you kept the run with the best score alone: it also paid the most": [0, 0, 0, 1, 0, 0],
-        "KL the wrong way round: less KL is better": [0, 0, 0, 1, 0, 1],
-        "run 2 has the score of run 1 and pays twice the KL: equal in one and worse in the other is beaten": [1, 1, 1, 1, 0, 0],
-        "run 4 pays the KL of run 3 for a lower score: equal in one and worse in the other is beaten": [1, 1, 0, 1, 1, 0],
-        "equal in one and worse in the other is beaten, too: at least as good in both, and better in one": [1, 1, 1, 1, 1, 0],
-        "no run is left: either every run beats itself (demand that the other is better in one of the two), or an 'or' stands "
-        "where both must hold": [0, 0, 0, 0, 0, 0],
-    }, "the frontier")
-    if torch.as_tensor(got).dtype != torch.bool:
-        raise Mistake(f"expected a bool tensor, which can be used as a mask, got {torch.as_tensor(got).dtype}")
-    # not in order of KL, and with two equal runs
-    compare(on_frontier(torch.tensor([1.0, 0.5, 1.0, 0.75]), torch.tensor([3.0, 0.5, 3.0, 4.0])), [1, 1, 1, 0], {
-        "two runs are exactly equal here, and neither beats the other: keep both": [0, 1, 0, 0],
-        "two runs are exactly equal here: you kept one of them, but neither beats the other": [1, 1, 0, 0],
-        "you compared neighbours: the runs come in no order, compare each with every other": [1, 1, 1, 1],
-    }, "the frontier of runs in no order")
+def check_policy_loss(policy_loss):
+    ratio = torch.tensor([[1.5, 1.5, 0.5, 0.5], [1.0, 1.125, 0.875, 8.0]])
+    advantages = torch.tensor([[2.0, -1.0, 2.0, -2.0], [3.0, -1.0, 4.0, 100.0]])
+    mask = torch.tensor([[True] * 4, [True, True, True, False]])
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0, -0.5], [-1.5, -2.5, -1.0, -7.0]])
+    new_logprobs = (logprobs + ratio.log()).requires_grad_()
+    # ratio * A     3    -1.5   1    -1   |  3  -1.125  3.5                   clipped to 0.75 .. 1.25
+    # clipped * A   2.5  -1.25  1.5  -1.5 |  3  -1.125  3.5
+    # the smaller   2.5  -1.5   1    -1.5 |  3  -1.125  3.5   = 5.875 in all, over 7 tokens
+    loss = policy_loss(new_logprobs, logprobs.clone(), advantages.clone(), mask.clone(), 0.25)
+    compare(loss, -5.875 / 7, {
+        "the sign is wrong: a loss is minimised, so it is minus the objective": 5.875 / 7,
+        "you took the better of the two: the objective is the smaller one (of the losses, the larger)": -7.625 / 7,
+        "nothing is clipped: take the smaller of ratio * advantage and clipped ratio * advantage": -6.875 / 7,
+        "the ratio is clipped on one side only: to 1 - cliprange .. 1 + cliprange": -6.375 / 7,
+        "you use the clipped ratio alone: without the minimum, a token pushed the wrong way has no gradient to come back":
+            -6.625 / 7,
+        # 2 exp(0.25), -1.5, 1, -2 exp(-0.25) | 3, -1.125, 3.5
+        "you clipped the logarithm of the ratio: clip the ratio itself": -(2 * 1.2840254 - 1.5 + 1 - 2 * 0.7788008 + 5.375) / 7,
+        # 4/3, -0.75, 2.5, -4 | 3, -8/9, 4.5714: the ratios 2/3, 2/3, 2, 2, 1, 8/9, 8/7
+        "the ratio is upside down: it is exp(new_logprobs - logprobs)": -(4 / 3 - 0.75 + 2.5 - 4 + 3 - 8 / 9 + 32 / 7) / 7,
+        # 2 ln 1.5, -0.75, 2 ln 0.5, -1.5 | 0, -0.75, 4 ln 0.875, all logs being clipped to 0.75
+        "that is the logarithm of the ratio: take exp of the difference":
+            -(2 * 0.4054651 - 0.75 - 2 * 0.6931472 - 1.5 - 0.75 - 4 * 0.1335314) / 7,
+        "you divided by all columns: the mean is over real tokens alone": -5.875 / 8,
+        "the padding counted: drop it with torch.where before the sum": -(5.875 + 125) / 7,
+        "the padding counted, in the sum and in the mean: use the mask": -(5.875 + 125) / 8,
+        "that is the sum: divide by the number of real tokens": -5.875,
+        "you averaged each response by itself first: every token counts the same, so sum all and divide once":
+            -(0.5 / 4 + 5.375 / 3) / 2,
+    }, "the policy loss")
+    # A token at the smaller, unclipped value: -A * ratio / 7; a clipped one: 0
+    compare(_gradient(loss, new_logprobs, "new_logprobs", "the policy loss"),
+            [[0, 1.5 / 7, -1 / 7, 0], [-3 / 7, 1.125 / 7, -3.5 / 7, 0]], {
+        "the number is right, but the gradient inside the range is halved: let it flow through both terms, also the clipped one":
+            [[0, 1.5 / 7, -1 / 7, 0], [-1.5 / 7, 0.5625 / 7, -1.75 / 7, 0]],
+    }, "the number is right, but the gradient to new_logprobs")
+    far = (new_logprobs.detach() + torch.where(mask, 0.0, 200.0)).requires_grad_()
+    loss = policy_loss(far, logprobs.clone(), torch.where(mask, advantages, -100.0), mask.clone(), 0.25)
+    for name, x in (("loss", loss), ("gradient", _gradient(loss, far, "new_logprobs", "the policy loss"))):
+        if not x.isfinite().all():
+            raise Mistake(f"rubbish in the padding made the {name} nan or infinite: set the log-ratio to 0 outside the mask before exp")
 
 
-    # score 0.2 at KL 1 lies below the line from (0, 0) to (2, 1), and yet no run beats it
-    compare(on_frontier(torch.tensor([0.0, 0.2, 1.0]), torch.tensor([0.0, 1.0, 2.0])), [1, 1, 1], {
-        "you kept the best at some price, score - c * KL: a run in a dent of the frontier is unbeaten, too": [1, 0, 1],
-    }, "the frontier with a dent")
+def check_value_loss(value_loss):
+    values = torch.tensor([[0.5, 1.0, 2.0], [-0.5, 1.0, 9.0]])
+    new_values = torch.tensor([[0.625, 2.0, 3.0], [0.25, -0.5, 40.0]], requires_grad=True)
+    returns = torch.tensor([[1.5, 2.25, 3.0], [-1.0, 0.0, -7.0]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    # clipped to values +- 0.25     0.625     1.25    2.25   | -0.25   0.75
+    # squared error                 0.765625  0.0625  0      | 1.5625  0.25
+    # squared error, clipped        0.765625  1       0.5625 | 0.5625  0.5625
+    # the larger                    0.765625  1       0.5625 | 1.5625  0.5625   = 4.453125 over 5 tokens, and half of it
+    loss = value_loss(new_values, values.clone(), returns.clone(), mask.clone(), 0.25)
+    compare(loss, 4.453125 / 10, {
+        "the half is missing: 0.5 times the mean": 4.453125 / 5,
+        "you took the smaller error: take the larger, so that going beyond the range gains nothing": 1.640625 / 10,
+        "clipping changes nothing here: clip new_values around the rollout's values, not the returns, and take the larger error":
+            2.640625 / 10,
+        "you use the clipped error alone: take the larger of the two, token by token": 3.453125 / 10,
+        # clipped to 0.625, 1.25, 2.5 | -0.625, 0.75
+        "you clipped to a factor of the old value: the range is values - cliprange_value .. values + cliprange_value": 4.140625 / 10,
+        # all clipped to -0.25 .. 0.25: errors 1.5625, 4, 7.5625 | 1.5625, 0.0625
+        "you clipped the values around 0: clip them around the rollout's values": 14.9375 / 10,
+        # the old values moved within 0.25 of the new: errors 1, 0.25, 0.0625 | 1, 0.0625
+        "you clipped the old values around the new: it is the new value that may not go far": 3.125 / 10,
+        "you divided by all columns: the mean is over real tokens alone": 4.453125 / 12,
+        "the padding counted: drop it with torch.where before the sum": (4.453125 + 47.0**2) / 10,
+        "the padding counted, in the sum and in the mean: use the mask": (4.453125 + 47.0**2) / 12,
+        "that is half the sum: divide by the number of real tokens": 4.453125 / 2,
+        "you averaged each response by itself first: sum all tokens and divide once": (2.328125 / 3 + 2.125 / 2) / 4,
+    }, "the value loss")
+    # a token at its own error: (new_value - return) / 5; a clipped one: 0
+    compare(_gradient(loss, new_values, "new_values", "the value loss"), [[-0.175, 0, 0], [0.25, 0, 0]], {
+        "the number is right, but the gradient inside the range is halved: let it flow through both terms, also the clipped one":
+            [[-0.0875, 0, 0], [0.25, 0, 0]],
+    }, "the number is right, but the gradient to new_values")
 
 
-def check_next_kl_coef(next_kl_coef):
-    # KL 9 for a target of 8: error 1/8; 64 of 512 responses: 0.5 * (1 + 1/8 * 1/8)
-    compare(next_kl_coef(0.5, 9.0, 8.0, 64, 512.0), 0.5078125, {
-        "the sign is wrong: a KL above its target must make kl_coef larger": 0.4921875,
-        "n and horizon are missing: the error acts in full over a whole horizon": 0.5625,
-        "your error is 0.2 or more, and should be 9 / 8 - 1 = 0.125: the error is relative, kl / target - 1 (not kl - target), with "
-        "the 1 taken off, at most 0.2 and at least -0.2": 0.5125,                               # .2 instead: 1 + .2 / 8
-        "n is missing: error * n / horizon": 0.5 * (1 + 0.125 / 512),
-        "horizon / n is upside down: error * n / horizon": 1.0,
-        "you divided the difference by kl: the error is relative to the target": 0.5 * (1 + 1 / 9 / 8),
-        "you added the correction: it multiplies kl_coef": 0.515625,
-    }, "kl_coef", 1e-6)
-    # KL 32: error 3, counted as .2: 0.5 * (1 + .2 / 8)
-    compare(next_kl_coef(0.5, 32.0, 8.0, 64, 512.0), 0.5125, {
-        "the error is not clipped: one wild batch (KL 32) would move kl_coef far": 0.6875,
-        "you clipped after the factor n / horizon: clip the error itself": 0.6,
-    }, "kl_coef after a KL of 32", 1e-6)
-    # KL 2: error -3/4, counted as -.2
-    compare(next_kl_coef(0.5, 2.0, 8.0, 64, 512.0), 0.4875, {
-        "the error is clipped on one side only: below the target it counts at most 20 %, too": 0.453125,
-        "below its target the KL must make kl_coef smaller": 0.5,
-    }, "kl_coef after a KL of 2", 1e-6)
+def check_ppo_loss(ppo_loss):
+    ratio = torch.tensor([[2.0, 1.0], [0.25, 16.0]])
+    advantages = torch.tensor([[1.0, -2.0], [4.0, 100.0]])
+    logprobs = torch.tensor([[-1.0, -2.0], [-0.5, -3.0]])
+    new_logprobs = (logprobs + ratio.log()).requires_grad_()
+    values, returns = torch.tensor([[0.0, 1.0], [2.0, 9.0]]), torch.tensor([[2.0, 4.0], [-1.0, 50.0]])
+    new_values = torch.tensor([[0.5, 3.0], [2.5, -20.0]], requires_grad=True)
+    mask = torch.tensor([[True, True], [True, False]])
+    # policy: 1.5 (clipped), -2, 1 (not 2): -0.5 / 3       value: 2.25, 4 (clipped), 12.25: 18.5 / 6, and a quarter of it
+    policy, value = -0.5 / 3, 18.5 / 6
+    loss = ppo_loss(new_logprobs, new_values, logprobs.clone(), values.clone(), advantages.clone(), returns.clone(), mask.clone(),
+                    0.5, 1.0, 0.25)
+    if isinstance(loss, (tuple, list)):
+        raise Mistake("expected one number: return the sum, not its parts")
+    compare(loss, policy + 0.25 * value, {
+        "vf_coef is missing in front of the value loss": policy + value,
+        "the value loss is subtracted: both losses are minimised, add them": policy - 0.25 * value,
+        "vf_coef stands in front of the policy loss: it belongs to the value loss": 0.25 * policy + value,
+        "vf_coef stands in front of both: it belongs to the value loss alone": 0.25 * (policy + value),
+        "the sign of the policy loss is wrong": -policy + 0.25 * value,
+        "the value loss lost its half": policy + 0.5 * value,
+        "the value loss is not there": policy,
+        "the policy loss is not there": 0.25 * value,
+        # with 1: 2, -2, 1; with 0.5: 2.25, 6.25, 12.25
+        "cliprange and cliprange_value are swapped": -1 / 3 + 0.25 * 20.75 / 6,
+        "the policy loss is not clipped": -1 / 3 + 0.25 * value,
+        "the value loss is not clipped": policy + 0.25 * 15.5 / 6,
+    }, "the loss")
+    compare(_gradient(loss, new_logprobs, "new_logprobs", "the loss"), [[0, 2 / 3], [-1 / 3, 0]], {}, "the gradient to new_logprobs")
+    compare(_gradient(loss, new_values, "new_values", "the loss"), [[-0.125, 0], [0.875 / 3, 0]], {}, "the gradient to new_values")
+
+
+check_ppo_loss.builds_on = ("policy_loss", "value_loss")

@@ -1,54 +1,51 @@
 """Figures of chapter 3."""
 
-from minippo.generation import Sampling
-
-from ..figures import CARD, COLORS, INK, LINE, MUTED, line, rect, svg, text
+from ..figures import COLORS, INK, MUTED, heatmap, line, rect, svg, text
 
 
-def line_of_probabilities(chapter: dict) -> str:
-    """The line from 0 to 1, cut by the cumulated probabilities of four words, for four ways to sample."""
-    rows = [("as it is", Sampling()), ("temp. 0.5", Sampling(temperature=0.5)), ("temp. 2", Sampling(temperature=2.0)),
-            ("top-p 0.7", Sampling(top_p=0.7))]
-    left, width, top, u = 84, 318, 46, 0.6
-    parts = [text(left, 24, "0", 11, MUTED, "middle"), text(left + width, 24, "1", 11, MUTED, "middle"),
-             text(left + u * width, 24, "u = 0.6", 12, INK, "middle", bold=True)]
-    for i, (name, sampling) in enumerate(rows):
-        y, x = top + 40 * i, float(left)
-        parts.append(text(left - 8, y + 19, name, 12, INK, "end"))
-        for j, p in enumerate(sampling.filter(chapter["logits"])[0].softmax(-1).tolist()):
-            if p > 0:
-                parts += [rect(x, y, p * width, 28, COLORS["tokens"], CARD, 2, opacity=(0.75, 0.5, 0.3, 0.15)[j]),
-                          text(x + p * width / 2, y + 19, "abcd"[j], 13, "#ffffff" if j == 0 else INK, "middle", bold=True)]
-            x += p * width
-    parts.append(line([(left + u * width, 30), (left + u * width, top + 152)], COLORS["kl"], 1.5, dash=True))
-    return svg(top + 166, parts, "The line from 0 to 1: u = 0.6 falls on b, and with temperature 0.5 on a.")
+def weights(chapter: dict) -> str:
+    """The attention weights worked out on paper: rows are the positions that look, columns those that are looked at."""
+    rows, names = chapter["weights"].tolist(), ["position 0", "position 1", "position 2"]
+    parts = [text(110, 24, "looks at position", 12, MUTED)]
+    parts += heatmap(110, 50, rows, names, ["0", "1", "2"], COLORS["hidden"], 1.0, (72, 34))
+    for i, mean in enumerate((21, 7, 27)):
+        parts.append(text(344, 72 + 34 * i, f"mean {mean}", 13, INK))
+    return svg(168, parts, "Attention weights: 1; 1/3, 2/3; 1/7, 2/7, 4/7; above the diagonal nothing.")
 
 
-def strip(chapter: dict) -> str:
-    """The first row of the batch: what stands at each position, what it predicts, and which numbers are read there."""
-    query, response, logprobs = chapter["queries"][0].tolist(), chapter["responses"][0].tolist(), chapter["logprobs"][0].tolist()
-    tokens, Q = query + response, len(query)
-    left, cell = 84, 318 / len(tokens)
-    centre = [left + (i + 0.5) * cell for i in range(len(tokens))]
-    parts = [text(left - 8, y, name, 12, MUTED, "end") for name, y in
-             [("position", 44), ("token", 75), ("predicts", 141), ("column t", 186), ("logprob", 213)]]
-    parts += [text(left + Q * cell / 2, 22, "query", 12, MUTED, "middle"),
-              text(left + (Q + len(response) / 2) * cell, 22, "response", 12, COLORS["logprobs"], "middle")]
-    for i, (x, token) in enumerate(zip(centre, tokens)):
-        own = i >= Q
-        parts += [text(x, 44, i, 12, MUTED, "middle"),
-                  rect(x - cell / 2 + 2, 54, cell - 4, 32, COLORS["logprobs"] if own else COLORS["tokens"], radius=4, opacity=0.8),
-                  text(x, 75, token, 14, "#ffffff", "middle", bold=True)]
-        if Q - 1 <= i < len(tokens) - 1:
-            t = i - Q + 1
-            parts += [line([(x + 5, 121), (centre[i + 1] - 7, 89)], MUTED, 1.3, arrow=True),
-                      rect(x - cell / 2 + 2, 122, cell - 4, 28, "none", COLORS["logprobs"], 4),
-                      text(x, 141, tokens[i + 1], 14, COLORS["logprobs"], "middle", bold=True),
-                      text(x, 186, t, 13, INK, "middle"),
-                      text(x, 213, f"{logprobs[t]:.1f}".replace("-", "−"), 13, COLORS["logprobs"], "middle", bold=True)]
-        elif i < Q - 1:
-            parts.append(text(x, 141, tokens[i + 1], 13, MUTED, "middle"))
-    parts += [line([(left - 60, 164), (left + 318, 164)], LINE, 1),
-              text(centre[-1], 141, "–", 13, MUTED, "middle"),
-              text(left + 318, 240, f"column t is read at position {Q} − 1 + t", 12, INK, "end")]
-    return svg(256, parts, "Alignment: each response token is predicted one position before it stands, the first at the query's last token.")
+def block(chapter: dict) -> str:
+    """From tokens to logits: each step with the shape of what leaves it, as letters and as in this chapter's run."""
+    sizes, (B, T) = chapter["sizes"], chapter["tokens"].shape
+    C, H, V = sizes.n_embd, sizes.n_head, sizes.vocab_size
+    steps = [   # name, what it does, and the shape of what leaves it in letters and numbers
+        ("tokens", "", "(B, T)", (B, T)),
+        ("wte + wpe", "what and where", "(B, T, C)", (B, T, C)),
+        ("ln_1", "normalise", "(B, T, C)", (B, T, C)),
+        ("attn.c_attn", "q, k, v at once", "(B, T, 3C)", (B, T, 3 * C)),
+        ("split heads", "q, k, v each", "(B, H, T, D)", (B, H, T, C // H)),
+        ("causal attention", "ask the past", "(B, H, T, D)", (B, H, T, C // H)),
+        ("join, attn.c_proj", "add to x", "(B, T, C)", (B, T, C)),
+        ("ln_2, mlp.c_fc", "widen, gelu", "(B, T, 4C)", (B, T, 4 * C)),
+        ("mlp.c_proj", "add to x", "(B, T, C)", (B, T, C)),
+        ("ln_f", "the hidden states", "(B, T, C)", (B, T, C)),
+        ("wte.T", "the logits", "(B, T, V)", (B, T, V))]
+
+    def y(i):
+        return 34 + 49 * i + (14 if i > 1 else 0)
+
+    first, last, middle = y(2) - 11, y(8) + 38, 122
+    parts = [rect(10, first, 204, last - first, COLORS["hidden"], COLORS["hidden"], 8, 0.07, dash=True),
+             text(14, first - 6, f"L times, here {sizes.n_layer}", 12, COLORS["hidden"]),
+             text(316, 22, "letters", 12, MUTED, "end"), text(406, 22, "here", 12, MUTED, "end")]
+    for i, (name, what, letters, numbers) in enumerate(steps):
+        strong = name in ("tokens", "causal attention", "wte.T")
+        parts += [rect(40, y(i), 164, 28, COLORS["tokens"] if i in (0, 10) else COLORS["hidden"], radius=6, opacity=0.85 if strong else 0.65),
+                  text(middle, y(i) + 19, name, 13, "#ffffff", "middle", bold=True), text(222, y(i) + 19, what, 12, MUTED),
+                  text(316, y(i) + 41, letters, 12, INK, "end", mono=True),
+                  text(406, y(i) + 41, "(" + ", ".join(map(str, numbers)) + ")", 11.5, MUTED, "end", mono=True)]
+        if i < len(steps) - 1:
+            parts.append(line([(middle, y(i) + 29), (middle, y(i + 1) - 2)], MUTED, 1.5, arrow=True))
+    for start, end in ((2, 6), (7, 8)):                              # the residual stream passes by what is added to it
+        parts.append(line([(middle, y(start) - 10), (24, y(start) - 10), (24, y(end) + 14), (37, y(end) + 14)],
+                          COLORS["hidden"], 2, arrow=True))
+    return svg(y(10) + 58, parts, "GPT-2: tokens, embeddings, L blocks of attention and MLP, hidden states, logits, with all shapes.")

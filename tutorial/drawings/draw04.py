@@ -1,41 +1,54 @@
 """Figures of chapter 4."""
 
-from ..figures import COLORS, INK, LINE, MUTED, Axes, legend, line, rect, svg, text
+from minippo.generation import Sampling
+
+from ..figures import CARD, COLORS, INK, LINE, MUTED, line, rect, svg, text
 
 
-def twin(chapter: dict) -> str:
-    """The policy, one trunk with two heads, beside its frozen copy: what goes in and what comes out."""
-    def tensor(x, y, name, shape, color):
-        return [text(x, y, name, 13, color, "middle", mono=True, bold=True), text(x, y + 16, shape, 11.5, MUTED, "middle", mono=True)]
-
-    parts = [text(110, 26, "policy", 14, INK, "middle", bold=True), text(110, 43, "is trained", 12, MUTED, "middle"),
-             text(320, 26, "reference", 14, INK, "middle", bold=True), text(320, 43, "frozen on day one", 12, MUTED, "middle")]
-    parts += tensor(56, 66, "logprobs", "(B, R)", COLORS["logprobs"]) + tensor(164, 66, "values", "(B, R)", COLORS["values"])
-    parts += tensor(320, 66, "ref_logprobs", "(B, R)", COLORS["ref_logprobs"])
-    for x, name, shape, color in ((56, "head: wte", "C → V", COLORS["logprobs"]), (164, "v_head", "C → 1", COLORS["values"])):
-        parts += [line([(x, 112), (x, 88)], MUTED, arrow=True), rect(x - 46, 114, 92, 42, color, radius=6, opacity=0.85),
-                  text(x, 132, name, 12.5, "#ffffff", "middle", bold=True), text(x, 148, shape, 11.5, "#ffffff", "middle", mono=True),
-                  line([(x, 184), (x, 160)], MUTED, arrow=True)]
-    parts += [line([(320, 112), (320, 88)], MUTED, arrow=True, dash=True),
-              rect(274, 114, 92, 42, COLORS["ref_logprobs"], COLORS["ref_logprobs"], 6, 0.12, dash=True),
-              text(320, 132, "head: wte", 12.5, MUTED, "middle", bold=True), text(320, 148, "C → V", 11.5, MUTED, "middle", mono=True),
-              line([(320, 184), (320, 160)], MUTED, arrow=True, dash=True)]
-    parts += [rect(10, 186, 200, 64, COLORS["hidden"], radius=8, opacity=0.85), text(110, 213, "trunk: wte, wpe, h, ln_f", 13, "#ffffff", "middle", bold=True),
-              text(110, 233, "hidden (B, T, C)", 12, "#ffffff", "middle", mono=True),
-              rect(232, 186, 176, 64, COLORS["hidden"], COLORS["hidden"], 8, 0.1, dash=True), text(320, 213, "the same, copied", 13, MUTED, "middle", bold=True),
-              text(320, 233, "no gradients", 12, MUTED, "middle")]
-    parts += [line([(110, 296), (110, 254)], MUTED, arrow=True), line([(320, 296), (320, 254)], MUTED, arrow=True, dash=True),
-              rect(10, 298, 398, 32, COLORS["tokens"], radius=6, opacity=0.85),
-              text(209, 319, "query then response, the same tokens for both", 13, "#ffffff", "middle")]
-    return svg(342, parts, "One trunk with two heads gives logprobs and values; beside it the frozen copy gives ref_logprobs.")
+def line_of_probabilities(chapter: dict) -> str:
+    """The line from 0 to 1, cut by the cumulated probabilities of four words, for four ways to sample."""
+    rows = [("as it is", Sampling()), ("temp. 0.5", Sampling(temperature=0.5)), ("temp. 2", Sampling(temperature=2.0)),
+            ("top-p 0.7", Sampling(top_p=0.7))]
+    left, width, top, u = 84, 318, 46, 0.6
+    parts = [text(left, 24, "0", 11, MUTED, "middle"), text(left + width, 24, "1", 11, MUTED, "middle"),
+             text(left + u * width, 24, "u = 0.6", 12, INK, "middle", bold=True)]
+    for i, (name, sampling) in enumerate(rows):
+        y, x = top + 40 * i, float(left)
+        parts.append(text(left - 8, y + 19, name, 12, INK, "end"))
+        for j, p in enumerate(sampling.filter(chapter["logits"])[0].softmax(-1).tolist()):
+            if p > 0:
+                parts += [rect(x, y, p * width, 28, COLORS["tokens"], CARD, 2, opacity=(0.75, 0.5, 0.3, 0.15)[j]),
+                          text(x + p * width / 2, y + 19, "abcd"[j], 13, "#ffffff" if j == 0 else INK, "middle", bold=True)]
+            x += p * width
+    parts.append(line([(left + u * width, 30), (left + u * width, top + 152)], COLORS["kl"], 1.5, dash=True))
+    return svg(top + 166, parts, "The line from 0 to 1: u = 0.6 falls on b, and with temperature 0.5 on a.")
 
 
-def learning(chapter: dict) -> str:
-    """The three values of the coin game while the head learns; dashed, the expected scores."""
-    axes = Axes(40, 46, 366, 160, (0, len(chapter["curve"])), (-0.25, 0.75))
-    parts = axes.frame([0, 50, 100, 150, 200], [-0.25, 0, 0.25, 0.5, 0.75], "training step")
-    tints = (COLORS["values"], COLORS["logprobs"], COLORS["advantages"])
-    parts += legend(40, 26, list(zip(("before anything", "after H", "after T"), tints)))
-    for expected, values, color in zip((0.25, 0.5, 0.0), zip(*chapter["curve"]), tints):
-        parts += [axes.curve([0, len(values)], [expected] * 2, color, 1.2, dash=True), axes.curve(range(len(values)), values, color)]
-    return svg(246, parts, "Curves: the three values start at 0 and settle at 1/4, 1/2 and 0.")
+def strip(chapter: dict) -> str:
+    """The first row of the batch: what stands at each position, what it predicts, and which numbers are read there."""
+    query, response, logprobs = chapter["queries"][0].tolist(), chapter["responses"][0].tolist(), chapter["logprobs"][0].tolist()
+    tokens, Q = query + response, len(query)
+    left, cell = 84, 318 / len(tokens)
+    centre = [left + (i + 0.5) * cell for i in range(len(tokens))]
+    parts = [text(left - 8, y, name, 12, MUTED, "end") for name, y in
+             [("position", 44), ("token", 75), ("predicts", 141), ("column t", 186), ("logprob", 213)]]
+    parts += [text(left + Q * cell / 2, 22, "query", 12, MUTED, "middle"),
+              text(left + (Q + len(response) / 2) * cell, 22, "response", 12, COLORS["logprobs"], "middle")]
+    for i, (x, token) in enumerate(zip(centre, tokens)):
+        own = i >= Q
+        parts += [text(x, 44, i, 12, MUTED, "middle"),
+                  rect(x - cell / 2 + 2, 54, cell - 4, 32, COLORS["logprobs"] if own else COLORS["tokens"], radius=4, opacity=0.8),
+                  text(x, 75, token, 14, "#ffffff", "middle", bold=True)]
+        if Q - 1 <= i < len(tokens) - 1:
+            t = i - Q + 1
+            parts += [line([(x + 5, 121), (centre[i + 1] - 7, 89)], MUTED, 1.3, arrow=True),
+                      rect(x - cell / 2 + 2, 122, cell - 4, 28, "none", COLORS["logprobs"], 4),
+                      text(x, 141, tokens[i + 1], 14, COLORS["logprobs"], "middle", bold=True),
+                      text(x, 186, t, 13, INK, "middle"),
+                      text(x, 213, f"{logprobs[t]:.1f}".replace("-", "−"), 13, COLORS["logprobs"], "middle", bold=True)]
+        elif i < Q - 1:
+            parts.append(text(x, 141, tokens[i + 1], 13, MUTED, "middle"))
+    parts += [line([(left - 60, 164), (left + 318, 164)], LINE, 1),
+              text(centre[-1], 141, "–", 13, MUTED, "middle"),
+              text(left + 318, 240, f"column t is read at position {Q} − 1 + t", 12, INK, "end")]
+    return svg(256, parts, "Alignment: each response token is predicted one position before it stands, the first at the query's last token.")

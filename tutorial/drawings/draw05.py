@@ -1,29 +1,41 @@
 """Figures of chapter 5."""
 
-import torch
-
-from ..figures import COLORS, Axes, legend, line, rect, svg, text
-
-LOW, WIDTH_OF_BIN, BINS = -2.5, 0.25, 20
+from ..figures import COLORS, INK, LINE, MUTED, Axes, legend, line, rect, svg, text
 
 
-def _counts(scores):
-    """How many scores lie near each bin's middle: each is shared between its two nearest bins, so that no count jumps."""
-    place = (scores - LOW) / WIDTH_OF_BIN - 0.5
-    middles = torch.arange(BINS)
-    return (1 - (place[:, None] - middles).abs()).clamp_min(0).sum(0)
+def twin(chapter: dict) -> str:
+    """The policy, one trunk with two heads, beside its frozen copy: what goes in and what comes out."""
+    def tensor(x, y, name, shape, color):
+        return [text(x, y, name, 13, color, "middle", mono=True, bold=True), text(x, y + 16, shape, 11.5, MUTED, "middle", mono=True)]
+
+    parts = [text(110, 26, "policy", 14, INK, "middle", bold=True), text(110, 43, "is trained", 12, MUTED, "middle"),
+             text(320, 26, "reference", 14, INK, "middle", bold=True), text(320, 43, "frozen on day one", 12, MUTED, "middle")]
+    parts += tensor(56, 66, "logprobs", "(B, R)", COLORS["logprobs"]) + tensor(164, 66, "values", "(B, R)", COLORS["values"])
+    parts += tensor(320, 66, "ref_logprobs", "(B, R)", COLORS["ref_logprobs"])
+    for x, name, shape, color in ((56, "head: wte", "C → V", COLORS["logprobs"]), (164, "v_head", "C → 1", COLORS["values"])):
+        parts += [line([(x, 112), (x, 88)], MUTED, arrow=True), rect(x - 46, 114, 92, 42, color, radius=6, opacity=0.85),
+                  text(x, 132, name, 12.5, "#ffffff", "middle", bold=True), text(x, 148, shape, 11.5, "#ffffff", "middle", mono=True),
+                  line([(x, 184), (x, 160)], MUTED, arrow=True)]
+    parts += [line([(320, 112), (320, 88)], MUTED, arrow=True, dash=True),
+              rect(274, 114, 92, 42, COLORS["ref_logprobs"], COLORS["ref_logprobs"], 6, 0.12, dash=True),
+              text(320, 132, "head: wte", 12.5, MUTED, "middle", bold=True), text(320, 148, "C → V", 11.5, MUTED, "middle", mono=True),
+              line([(320, 184), (320, 160)], MUTED, arrow=True, dash=True)]
+    parts += [rect(10, 186, 200, 64, COLORS["hidden"], radius=8, opacity=0.85), text(110, 213, "trunk: wte, wpe, h, ln_f", 13, "#ffffff", "middle", bold=True),
+              text(110, 233, "hidden (B, T, C)", 12, "#ffffff", "middle", mono=True),
+              rect(232, 186, 176, 64, COLORS["hidden"], COLORS["hidden"], 8, 0.1, dash=True), text(320, 213, "the same, copied", 13, MUTED, "middle", bold=True),
+              text(320, 233, "no gradients", 12, MUTED, "middle")]
+    parts += [line([(110, 296), (110, 254)], MUTED, arrow=True), line([(320, 296), (320, 254)], MUTED, arrow=True, dash=True),
+              rect(10, 298, 398, 32, COLORS["tokens"], radius=6, opacity=0.85),
+              text(209, 319, "query then response, the same tokens for both", 13, "#ffffff", "middle")]
+    return svg(342, parts, "One trunk with two heads gives logprobs and values; beside it the frozen copy gives ref_logprobs.")
 
 
-def histogram(chapter: dict) -> str:
-    """The reward model's scores of 400 new reviews, the good and the bad ones apart, and the score of the cheat."""
-    good, bad = _counts(chapter["good"]), _counts(chapter["bad"])
-    axes = Axes(40, 46, 366, 170, (LOW, LOW + BINS * WIDTH_OF_BIN), (0, 50))
-    parts = axes.frame([-2, -1, 0, 1, 2], [0, 10, 20, 30, 40, 50], "score", "reviews")
-    parts += legend(100, 24, [("good reviews", COLORS["scores"]), ("bad reviews", COLORS["ref_logprobs"])])
-    wide = 366 / BINS
-    for counts, color in ((bad, COLORS["ref_logprobs"]), (good, COLORS["scores"])):
-        for i, count in enumerate(counts.tolist()):
-            parts.append(rect(41 + i * wide, axes.y(count), wide - 2, axes.y(0) - axes.y(count), color, radius=1, opacity=0.6))
-    x = axes.x(chapter["cheated"])
-    parts += [line([(x, 62), (x, axes.y(0))], COLORS["kl"], 1.5, dash=True), text(400, 56, "“never wonderful” six times", 12, COLORS["kl"], "end")]
-    return svg(254, parts, "Histogram: good and bad reviews make two hills that overlap; six words lie at the right end.")
+def learning(chapter: dict) -> str:
+    """The three values of the coin game while the head learns; dashed, the expected scores."""
+    axes = Axes(40, 46, 366, 160, (0, len(chapter["curve"])), (-0.25, 0.75))
+    parts = axes.frame([0, 50, 100, 150, 200], [-0.25, 0, 0.25, 0.5, 0.75], "training step")
+    tints = (COLORS["values"], COLORS["logprobs"], COLORS["advantages"])
+    parts += legend(40, 26, list(zip(("before anything", "after H", "after T"), tints)))
+    for expected, values, color in zip((0.25, 0.5, 0.0), zip(*chapter["curve"]), tints):
+        parts += [axes.curve([0, len(values)], [expected] * 2, color, 1.2, dash=True), axes.curve(range(len(values)), values, color)]
+    return svg(246, parts, "Curves: the three values start at 0 and settle at 1/4, 1/2 and 0.")

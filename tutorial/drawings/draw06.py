@@ -1,22 +1,29 @@
 """Figures of chapter 6."""
 
-from ..figures import COLORS, INK, MUTED, Axes, legend, line, rect, svg, text
+import torch
+
+from ..figures import COLORS, Axes, legend, line, rect, svg, text
+
+LOW, WIDTH_OF_BIN, BINS = -2.5, 0.25, 20
 
 
-def bars(chapter: dict) -> str:
-    """What each token of the first response earned: its KL penalty, and the score on top of the last."""
-    penalty, rewards = chapter["penalty"][0], chapter["rewards"][0]
-    names = [chapter["words"][token] for token in chapter["responses"][0]]
-    axes = Axes(62, 40, 344, 190, (0, len(names)), (-0.4, 1.2))
-    parts = legend(62, 24, [("score", COLORS["scores"]), ("KL penalty", COLORS["kl"])])
-    parts += axes.frame(y_ticks=[-0.4, 0, 0.4, 0.8, 1.2])
-    parts.append(line([(62, axes.y(0)), (406, axes.y(0))], MUTED, 1))
-    for i, (name, paid, reward) in enumerate(zip(names, penalty.tolist(), rewards.tolist())):
-        left, score = axes.x(i) + 10, reward - paid
-        parts.append(rect(left, axes.y(max(paid, 0)), 36, abs(axes.y(paid) - axes.y(0)), COLORS["kl"]))
-        if score:
-            parts.append(rect(left, axes.y(score), 36, axes.y(0) - axes.y(score), COLORS["scores"]))
-        parts += [text(left + 18, 250, name, 13, INK, "middle"),
-                  text(left + 18, 268, f"{reward:+.2f}".replace("-", "−"), 12, COLORS["rewards"], "middle")]
-    parts.append(text(58, 268, "reward", 12, COLORS["rewards"], "end"))
-    return svg(282, parts, "Bars: small KL penalties at six tokens, one of them positive, and the score at the last.")
+def _counts(scores):
+    """How many scores lie near each bin's middle: each is shared between its two nearest bins, so that no count jumps."""
+    place = (scores - LOW) / WIDTH_OF_BIN - 0.5
+    middles = torch.arange(BINS)
+    return (1 - (place[:, None] - middles).abs()).clamp_min(0).sum(0)
+
+
+def histogram(chapter: dict) -> str:
+    """The reward model's scores of 400 new reviews, the good and the bad ones apart, and the score of the cheat."""
+    good, bad = _counts(chapter["good"]), _counts(chapter["bad"])
+    axes = Axes(40, 46, 366, 170, (LOW, LOW + BINS * WIDTH_OF_BIN), (0, 50))
+    parts = axes.frame([-2, -1, 0, 1, 2], [0, 10, 20, 30, 40, 50], "score", "reviews")
+    parts += legend(100, 24, [("good reviews", COLORS["scores"]), ("bad reviews", COLORS["ref_logprobs"])])
+    wide = 366 / BINS
+    for counts, color in ((bad, COLORS["ref_logprobs"]), (good, COLORS["scores"])):
+        for i, count in enumerate(counts.tolist()):
+            parts.append(rect(41 + i * wide, axes.y(count), wide - 2, axes.y(0) - axes.y(count), color, radius=1, opacity=0.6))
+    x = axes.x(chapter["cheated"])
+    parts += [line([(x, 62), (x, axes.y(0))], COLORS["kl"], 1.5, dash=True), text(400, 56, "“never wonderful” six times", 12, COLORS["kl"], "end")]
+    return svg(254, parts, "Histogram: good and bad reviews make two hills that overlap; six words lie at the right end.")

@@ -1,24 +1,22 @@
 """Figures of chapter 7."""
 
-from minippo import ppo
-
-from ..figures import COLORS, INK, MUTED, heatmap, svg, text
-
-GAME = 0b001010     # the row of the 64 games with the coins + + - + - +
+from ..figures import COLORS, INK, MUTED, Axes, legend, line, rect, svg, text
 
 
-def dial(chapter: dict) -> str:
-    """One game with the half-believing critic: values, rewards, and the advantages for four positions of the dial."""
-    coins, known, everything = chapter["coins"], chapter["known"], chapter["everything"]
-    values, score = 0.5 * known, coins.sum(1)
-    rewards = coins.new_zeros(coins.shape)
-    rewards[:, -1] = score
-    names, width = [f"{int(c):+d}".replace("-", "−") for c in coins[GAME]], 53
-    parts = [text(88, 26, "coin", 12, MUTED, "end")]
-    parts += heatmap(96, 34, [values[GAME]], ["value"], names, COLORS["values"], 3, (width, 30), 1)
-    parts += heatmap(96, 66, [rewards[GAME]], ["reward"], [""] * 6, COLORS["rewards"], 3, (width, 30), 1)
-    parts += [text(14, 122, "advantage", 13, INK, bold=True)]
-    rows = [ppo.compute_advantages(values, rewards, everything, 1.0, lam)[0][GAME] for lam in (0.0, 0.5, 0.95, 1.0)]
-    parts += heatmap(96, 132, rows, ["lam 0", "lam 0.5", "lam 0.95", "lam 1"], [""] * 6, COLORS["advantages"], 3, (width, 34))
-    parts += [text(96, 290, "left: first token", 12, MUTED), text(96 + 6 * width, 290, "score arrives here", 12, MUTED, "end")]
-    return svg(304, parts, "Heat map: at lam 0 most credit stays with the last token, at lam 1 it reaches the first.")
+def bars(chapter: dict) -> str:
+    """What each token of the first response earned: its KL penalty, and the score on top of the last."""
+    penalty, rewards = chapter["penalty"][0], chapter["rewards"][0]
+    names = [chapter["words"][token] for token in chapter["responses"][0]]
+    axes = Axes(62, 40, 344, 190, (0, len(names)), (-0.4, 1.2))
+    parts = legend(62, 24, [("score", COLORS["scores"]), ("KL penalty", COLORS["kl"])])
+    parts += axes.frame(y_ticks=[-0.4, 0, 0.4, 0.8, 1.2])
+    parts.append(line([(62, axes.y(0)), (406, axes.y(0))], MUTED, 1))
+    for i, (name, paid, reward) in enumerate(zip(names, penalty.tolist(), rewards.tolist())):
+        left, score = axes.x(i) + 10, reward - paid
+        parts.append(rect(left, axes.y(max(paid, 0)), 36, abs(axes.y(paid) - axes.y(0)), COLORS["kl"]))
+        if score:
+            parts.append(rect(left, axes.y(score), 36, axes.y(0) - axes.y(score), COLORS["scores"]))
+        parts += [text(left + 18, 250, name, 13, INK, "middle"),
+                  text(left + 18, 268, f"{reward:+.2f}".replace("-", "−"), 12, COLORS["rewards"], "middle")]
+    parts.append(text(58, 268, "reward", 12, COLORS["rewards"], "end"))
+    return svg(282, parts, "Bars: small KL penalties at six tokens, one of them positive, and the score at the last.")

@@ -1,25 +1,24 @@
 """Figures of chapter 8."""
 
-from ..figures import COLORS, INK, MUTED, Axes, dot, line, svg, text
+from minippo import ppo
 
-LOW, HIGH, CLIP = 0.4, 1.8, 0.2
+from ..figures import COLORS, INK, MUTED, heatmap, svg, text
+
+GAME = 0b001010     # the row of the 64 games with the coins + + - + - +
 
 
-def clip(chapter: dict) -> str:
-    """The clipped objective against the ratio for both signs of the advantage, with the tokens of the last epoch."""
-    ratios, positive, parts = chapter["ratio"], chapter["advantages"] > 0, []
-    panels = [("advantage above 0: it went well", 48, positive, (0.3, 1.4), [0.5, 1], lambda r: min(r, 1 + CLIP)),
-              ("advantage below 0: it went badly", 254, ~positive, (-1.9, -0.6), [-1.5, -1], lambda r: -max(r, 1 - CLIP))]
-    for title, top, tokens, heights, y_ticks, objective in panels:
-        axes = Axes(44, top, 362, 140, (LOW, HIGH), heights)
-        parts += [text(14, top - 20, title, 13.5, INK, bold=True)]
-        parts += axes.frame([0.4, 0.8, 1, 1.2, 1.6], y_ticks)
-        parts += [line([(axes.x(r), top), (axes.x(r), top + 140)], MUTED, 1, dash=True) for r in (1 - CLIP, 1 + CLIP)]
-        corners = [LOW, 1 - CLIP, 1 + CLIP, HIGH]
-        parts.append(axes.curve(corners, [objective(r) for r in corners], COLORS["ratio"]))
-        for r in sorted(ratios[chapter["mask"] & tokens].tolist()):
-            pushes = abs(objective(r)) == r                     # else it lies on the flat part
-            parts.append(dot(axes.x(r), axes.y(objective(r)), COLORS["logprobs" if pushes else "kl"], 3.5, 0.4))
-    parts += [text(406, 425, "ratio", 12, MUTED, "end"), dot(20, 441, COLORS["logprobs"], 4), text(29, 445, "pushes", 12),
-              dot(92, 441, COLORS["kl"], 4), text(101, 445, "clipped: no gradient", 12)]
-    return svg(458, parts, "Clipped objective: flat above 1.2 for positive advantages and below 0.8 for negative ones.")
+def dial(chapter: dict) -> str:
+    """One game with the half-believing critic: values, rewards, and the advantages for four positions of the dial."""
+    coins, known, everything = chapter["coins"], chapter["known"], chapter["everything"]
+    values, score = 0.5 * known, coins.sum(1)
+    rewards = coins.new_zeros(coins.shape)
+    rewards[:, -1] = score
+    names, width = [f"{int(c):+d}".replace("-", "−") for c in coins[GAME]], 53
+    parts = [text(88, 26, "coin", 12, MUTED, "end")]
+    parts += heatmap(96, 34, [values[GAME]], ["value"], names, COLORS["values"], 3, (width, 30), 1)
+    parts += heatmap(96, 66, [rewards[GAME]], ["reward"], [""] * 6, COLORS["rewards"], 3, (width, 30), 1)
+    parts += [text(14, 122, "advantage", 13, INK, bold=True)]
+    rows = [ppo.compute_advantages(values, rewards, everything, 1.0, lam)[0][GAME] for lam in (0.0, 0.5, 0.95, 1.0)]
+    parts += heatmap(96, 132, rows, ["lam 0", "lam 0.5", "lam 0.95", "lam 1"], [""] * 6, COLORS["advantages"], 3, (width, 34))
+    parts += [text(96, 290, "left: first token", 12, MUTED), text(96 + 6 * width, 290, "score arrives here", 12, MUTED, "end")]
+    return svg(304, parts, "Heat map: at lam 0 most credit stays with the last token, at lam 1 it reaches the first.")

@@ -1,42 +1,25 @@
 """Figures of chapter 9."""
 
-import math
-
 from ..figures import COLORS, INK, MUTED, Axes, dot, line, svg, text
 
-
-def curves(chapter: dict) -> str:
-    """Score and KL of two runs over the updates: with kl_coef 0.1 and without a penalty."""
-    parts = [line([(44, 22), (64, 22)], MUTED, 2), text(70, 26, "kl_coef 0.1", 12),
-             line([(170, 22), (190, 22)], MUTED, 2, dash=True), text(196, 26, "kl_coef 0", 12)]
-    panels = [("mean score", "ppo/mean_scores", "scores", (-0.25, 1), [0, 0.5, 1]), ("KL, nats a response", "objective/kl", "kl", (0, 8), [0, 2, 4, 6, 8])]
-    for i, (name, metric, tensor, y_range, ticks) in enumerate(panels):
-        axes = Axes(44, 62 + 160 * i, 362, 104, (1, 12), y_range)
-        parts += axes.frame(x_ticks=[1, 3, 6, 9, 12], y_ticks=ticks, x_label="update" if i else "")
-        parts.append(text(44, 52 + 160 * i, name, 13, COLORS[tensor], bold=True))
-        for history, dash in ((chapter["metrics"], False), (chapter["unpenalised"], True)):
-            parts.append(axes.curve(range(1, 13), [update[metric] for update in history], COLORS[tensor], 2, dash))
-    return svg(366, parts, "Curves: both runs reach the full score; without a penalty the KL goes on rising.")
+LOW, HIGH, CLIP = 0.4, 1.8, 0.2
 
 
-def _best(kl_coef: float) -> tuple[float, float]:
-    """KL and score of pi* where the reference scores -1, 0, 1 with probabilities 1/4, 1/2, 1/4."""
-    ref, scores = (0.25, 0.5, 0.25), (-1.0, 0.0, 1.0)
-    weights = [p * math.exp(score / kl_coef) for p, score in zip(ref, scores)]
-    probs = [weight / sum(weights) for weight in weights]
-    return sum(p * math.log(p / r) for p, r in zip(probs, ref)), sum(p * score for p, score in zip(probs, scores))
-
-
-def frontier(chapter: dict) -> str:
-    """Score over KL: the five runs as points, the best possible as a dashed curve."""
-    most = max(kl for _, _, kl in chapter["frontier"])
-    right = math.ceil(most + 0.5)
-    axes = Axes(44, 40, 352, 220, (0, right), (0, 1.1))
-    best = [(0.0, 0.0)] + [_best(10 ** (1.3 - 0.1 * i)) for i in range(26)] + [(right, 1.0)]
-    parts = axes.frame(x_ticks=range(0, right + 1), y_ticks=[0, 0.25, 0.5, 0.75, 1], x_label="KL, nats a response", y_label="mean score")
-    parts.append(axes.curve([kl for kl, _ in best], [score for _, score in best], COLORS["optimum"], 1.4, dash=True))
-    for i, (kl_coef, score, kl) in enumerate(chapter["frontier"]):
-        x, y = axes.x(kl), axes.y(score)
-        parts += [dot(x, y, COLORS["scores"], 5), text(x + 9, y + 17, f"{kl_coef:g}", 12, INK)]
-    parts += [text(396, 152, "points: runs, with kl_coef", 12, COLORS["scores"], "end"), text(396, 170, "dashed: the best possible", 12, MUTED, "end")]
-    return svg(304, parts, "The frontier: a smaller kl_coef buys more score for more KL; without a penalty KL grows for nothing.")
+def clip(chapter: dict) -> str:
+    """The clipped objective against the ratio for both signs of the advantage, with the tokens of the last epoch."""
+    ratios, positive, parts = chapter["ratio"], chapter["advantages"] > 0, []
+    panels = [("advantage above 0: it went well", 48, positive, (0.3, 1.4), [0.5, 1], lambda r: min(r, 1 + CLIP)),
+              ("advantage below 0: it went badly", 254, ~positive, (-1.9, -0.6), [-1.5, -1], lambda r: -max(r, 1 - CLIP))]
+    for title, top, tokens, heights, y_ticks, objective in panels:
+        axes = Axes(44, top, 362, 140, (LOW, HIGH), heights)
+        parts += [text(14, top - 20, title, 13.5, INK, bold=True)]
+        parts += axes.frame([0.4, 0.8, 1, 1.2, 1.6], y_ticks)
+        parts += [line([(axes.x(r), top), (axes.x(r), top + 140)], MUTED, 1, dash=True) for r in (1 - CLIP, 1 + CLIP)]
+        corners = [LOW, 1 - CLIP, 1 + CLIP, HIGH]
+        parts.append(axes.curve(corners, [objective(r) for r in corners], COLORS["ratio"]))
+        for r in sorted(ratios[chapter["mask"] & tokens].tolist()):
+            pushes = abs(objective(r)) == r                     # else it lies on the flat part
+            parts.append(dot(axes.x(r), axes.y(objective(r)), COLORS["logprobs" if pushes else "kl"], 3.5, 0.4))
+    parts += [text(406, 425, "ratio", 12, MUTED, "end"), dot(20, 441, COLORS["logprobs"], 4), text(29, 445, "pushes", 12),
+              dot(92, 441, COLORS["kl"], 4), text(101, 445, "clipped: no gradient", 12)]
+    return svg(458, parts, "Clipped objective: flat above 1.2 for positive advantages and below 0.8 for negative ones.")

@@ -1,33 +1,42 @@
 """Figures of chapter 10."""
 
-from ..figures import COLORS, INK, MUTED, Axes, line, svg, text
+import math
 
-PANELS = [      # run, its metric, the metric's colour, the axis, its ticks
-    ("hacking", "objective/kl", "kl", (0, 30), [0, 10, 20, 30]),
-    ("collapse", "samples/distinct", "tokens", (0, 0.6), [0, 0.2, 0.4, 0.6]),
-    ("large steps", "ppo/policy/approxkl", "ratio", (0, 6), [0, 2, 4, 6]),
-    ("wrong sampler", "objective/kl", "kl", (-20, 5), [-20, -10, 0]),
-    ("shifted", "objective/entropy", "logprobs", (0, 45), [0, 15, 30, 45]),
-    ("dropout", "first ratio off by", "ratio", (0, 6), [0, 2, 4, 6]),
-    ("early whitening", "ppo/val/error", "values", (0, 1.2), [0, 0.4, 0.8, 1.2]),
-]
+from ..figures import COLORS, INK, MUTED, Axes, dot, line, svg, text
 
 
-def failures(chapter: dict) -> str:
-    """For each fault its telling metric over the steps, with the healthy run in grey."""
-    parts = []
-    for i, (name, metric, tensor, y_range, ticks) in enumerate(PANELS):
-        left, top = 42 + 204 * (i % 2), 54 + 138 * (i // 2)
-        history, healthy = chapter["runs"][name], chapter["runs"]["healthy"]
-        steps = max(16, len(history))
-        axes = Axes(left, top, 158, 72, (1, steps), y_range)
-        parts += [text(left - 26, top - 28, name, 13, INK, bold=True), text(left - 26, top - 12, metric, 12, COLORS[tensor], mono=True)]
-        parts += axes.frame(x_ticks=range(1, steps + 1, 3 if steps < 20 else 9), y_ticks=ticks)
-        for one, color, width in ((healthy, MUTED, 1.5), (history, COLORS[tensor], 2.2)):
-            ys = [min(max(step[metric], y_range[0]), y_range[1]) for step in one]
-            parts.append(axes.curve(range(1, len(ys) + 1), ys, color, width))
-    left, top = 246, 54 + 138 * 3
-    parts += [line([(left - 10, top + 12), (left + 14, top + 12)], COLORS["kl"], 2.2), text(left + 22, top + 16, "with the fault", 12),
-              line([(left - 10, top + 34), (left + 14, top + 34)], MUTED, 1.5), text(left + 22, top + 38, "healthy run", 12),
-              text(left - 10, top + 60, "across: steps", 12, MUTED)]
-    return svg(top + 104, parts, "Small multiples: seven faults, each with the metric that shows it, beside the healthy run.")
+def curves(chapter: dict) -> str:
+    """Score and KL of two runs over the updates: with kl_coef 0.1 and without a penalty."""
+    parts = [line([(44, 22), (64, 22)], MUTED, 2), text(70, 26, "kl_coef 0.1", 12),
+             line([(170, 22), (190, 22)], MUTED, 2, dash=True), text(196, 26, "kl_coef 0", 12)]
+    panels = [("mean score", "ppo/mean_scores", "scores", (-0.25, 1), [0, 0.5, 1]), ("KL, nats a response", "objective/kl", "kl", (0, 8), [0, 2, 4, 6, 8])]
+    for i, (name, metric, tensor, y_range, ticks) in enumerate(panels):
+        axes = Axes(44, 62 + 160 * i, 362, 104, (1, 12), y_range)
+        parts += axes.frame(x_ticks=[1, 3, 6, 9, 12], y_ticks=ticks, x_label="update" if i else "")
+        parts.append(text(44, 52 + 160 * i, name, 13, COLORS[tensor], bold=True))
+        for history, dash in ((chapter["metrics"], False), (chapter["unpenalised"], True)):
+            parts.append(axes.curve(range(1, 13), [update[metric] for update in history], COLORS[tensor], 2, dash))
+    return svg(366, parts, "Curves: both runs reach the full score; without a penalty the KL goes on rising.")
+
+
+def _best(kl_coef: float) -> tuple[float, float]:
+    """KL and score of pi* where the reference scores -1, 0, 1 with probabilities 1/4, 1/2, 1/4."""
+    ref, scores = (0.25, 0.5, 0.25), (-1.0, 0.0, 1.0)
+    weights = [p * math.exp(score / kl_coef) for p, score in zip(ref, scores)]
+    probs = [weight / sum(weights) for weight in weights]
+    return sum(p * math.log(p / r) for p, r in zip(probs, ref)), sum(p * score for p, score in zip(probs, scores))
+
+
+def frontier(chapter: dict) -> str:
+    """Score over KL: the five runs as points, the best possible as a dashed curve."""
+    most = max(kl for _, _, kl in chapter["frontier"])
+    right = math.ceil(most + 0.5)
+    axes = Axes(44, 40, 352, 220, (0, right), (0, 1.1))
+    best = [(0.0, 0.0)] + [_best(10 ** (1.3 - 0.1 * i)) for i in range(26)] + [(right, 1.0)]
+    parts = axes.frame(x_ticks=range(0, right + 1), y_ticks=[0, 0.25, 0.5, 0.75, 1], x_label="KL, nats a response", y_label="mean score")
+    parts.append(axes.curve([kl for kl, _ in best], [score for _, score in best], COLORS["optimum"], 1.4, dash=True))
+    for i, (kl_coef, score, kl) in enumerate(chapter["frontier"]):
+        x, y = axes.x(kl), axes.y(score)
+        parts += [dot(x, y, COLORS["scores"], 5), text(x + 9, y + 17, f"{kl_coef:g}", 12, INK)]
+    parts += [text(396, 152, "points: runs, with kl_coef", 12, COLORS["scores"], "end"), text(396, 170, "dashed: the best possible", 12, MUTED, "end")]
+    return svg(304, parts, "The frontier: a smaller kl_coef buys more score for more KL; without a penalty KL grows for nothing.")

@@ -1,44 +1,44 @@
-"""Chapter 3: sampling, and the alignment. Check yourself with `python -m tutorial.check 3`."""
+"""Chapter 3: the inside of GPT-2. Check yourself with `python -m tutorial.check 3`."""
+
+import math
 
 import torch
 from torch import Tensor
 
 
-def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
-    """Sample one token a row: the first whose cumulative probability exceeds the row's uniform number.
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GPT-2's activation function, element by element; write it out, without torch.nn.functional.
 
     Args:
-        probs: (B, V) probabilities; they sum to 1 up to rounding, and single ones may be 0.
-        uniform: (B,) numbers from 0 up to, but not including, 1.
+        x: any shape.
 
     Returns:
-        (B,) int64 token ids from 0 to V - 1, and never a token of probability 0.
+        the same shape.
     """
     raise NotImplementedError
 
 
-def logprobs_from_logits(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """The log-probability of every token but the first, given the tokens before it.
+def split_heads(x: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of all heads from what c_attn gives.
 
     Args:
-        logits: (B, T, V) what the model says at each position of `tokens`.
-        tokens: (B, T) int64.
-        temperature: divides the logits, as in sampling.
+        x: (B, T, 3C): at each position first the C numbers of the query, then those of the key, then those of the value;
+            the C numbers of each are those of head 0, then of head 1, ...
+        n_head: H.
 
     Returns:
-        (B, T-1): column i belongs to tokens[:, i + 1].
+        q, k, v, each (B, H, T, D) with D = C / H.
     """
     raise NotImplementedError
 
 
-def response_columns(all_logprobs: Tensor, query_lengths: list[int], response_lengths: list[int]) -> Tensor:
-    """Cut the responses out of what `logprobs_from_logits` returns.
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each position's mean of the values up to its own, weighted by how well its query fits their keys.
 
     Args:
-        all_logprobs: (B, T-1), column i belonging to token i + 1 of "query then response"; rubbish behind a short row.
-        query_lengths, response_lengths: B ints each.
+        q, k, v: (B, H, T, D)
 
     Returns:
-        (B, R), R the longest response: column t belongs to response token t; 0 behind the end of a response.
+        (B, H, T, D)
     """
     raise NotImplementedError

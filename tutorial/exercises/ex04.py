@@ -1,41 +1,44 @@
-"""Chapter 4: the value head and the frozen twin. Check yourself with `python -m tutorial.check 4`."""
-
-import copy
+"""Chapter 4: sampling, and the alignment. Check yourself with `python -m tutorial.check 4`."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def new_value_head(n_embd: int) -> nn.Linear:
-    """A linear layer from a hidden state to one number, which says 0 whatever it reads, and can be trained.
+def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Sample one token a row: the first whose cumulative probability exceeds the row's uniform number.
 
     Args:
-        n_embd: C, the width of the hidden states.
+        probs: (B, V) probabilities; they sum to 1 up to rounding, and single ones may be 0.
+        uniform: (B,) numbers from 0 up to, but not including, 1.
 
     Returns:
-        nn.Linear with weight (1, C) and bias (1,), fp32.
+        (B,) int64 token ids from 0 to V - 1, and never a token of probability 0.
     """
     raise NotImplementedError
 
 
-def response_values(hidden: Tensor, v_head: nn.Linear, query_length: int, response_length: int) -> Tensor:
-    """The value of the state before each response token.
+def logprobs_from_logits(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """The log-probability of every token but the first, given the tokens before it.
 
     Args:
-        hidden: (B, T, C) hidden states of "query then response"; T may be larger than both lengths together.
-        v_head: from C numbers to one.
-        query_length, response_length: Q and R, the same for all rows here.
+        logits: (B, T, V) what the model says at each position of `tokens`.
+        tokens: (B, T) int64.
+        temperature: divides the logits, as in sampling.
 
     Returns:
-        (B, R)
+        (B, T-1): column i belongs to tokens[:, i + 1].
     """
     raise NotImplementedError
 
 
-def create_reference_model(model: nn.Module) -> nn.Module:
-    """A frozen copy: same numbers, storage of its own, no gradients, eval mode. `model` itself stays as it is.
+def response_columns(all_logprobs: Tensor, query_lengths: list[int], response_lengths: list[int]) -> Tensor:
+    """Cut the responses out of what `logprobs_from_logits` returns.
 
     Args:
-        model: any module, in training or eval mode.
+        all_logprobs: (B, T-1), column i belonging to token i + 1 of "query then response"; rubbish behind a short row.
+        query_lengths, response_lengths: B ints each.
+
+    Returns:
+        (B, R), R the longest response: column t belongs to response token t; 0 behind the end of a response.
     """
     raise NotImplementedError

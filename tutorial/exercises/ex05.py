@@ -1,52 +1,41 @@
-"""Chapter 5: scores. Check yourself with `python -m tutorial.check 5`."""
+"""Chapter 5: the value head and the frozen twin. Check yourself with `python -m tutorial.check 5`."""
 
-import re
+import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def robust_score(queries: list[str], responses: list[str], good: set[str], bad: set[str]) -> list[float]:
-    """A rule that the two plainest cheats do not fool: (different good words - different bad words) / words.
-
-    A word is a run of letters, in lower case; see `_words_of` below. A word that comes twice counts once above the line and
-    twice below it. A response of fewer than four words gets 0, whatever they are.
+def new_value_head(n_embd: int) -> nn.Linear:
+    """A linear layer from a hidden state to one number, which says 0 whatever it reads, and can be trained.
 
     Args:
-        queries, responses: B texts each; only the responses are judged.
-        good, bad: words in lower case.
+        n_embd: C, the width of the hidden states.
 
     Returns:
-        B floats.
+        nn.Linear with weight (1, C) and bias (1,), fp32.
     """
     raise NotImplementedError
 
 
-def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """The mean of -log sigmoid(score of the chosen text - score of the rejected one).
+def response_values(hidden: Tensor, v_head: nn.Linear, query_length: int, response_length: int) -> Tensor:
+    """The value of the state before each response token.
 
     Args:
-        chosen, rejected: (B,) scores; differences of 200 must give finite losses.
+        hidden: (B, T, C) hidden states of "query then response"; T may be larger than both lengths together.
+        v_head: from C numbers to one.
+        query_length, response_length: Q and R, the same for all rows here.
 
     Returns:
-        a scalar tensor.
+        (B, R)
     """
     raise NotImplementedError
 
 
-def last_token_scores(scores: Tensor, lengths: list[int]) -> Tensor:
-    """The score of each text: the one at its last real token.
+def create_reference_model(model: nn.Module) -> nn.Module:
+    """A frozen copy: same numbers, storage of its own, no gradients, eval mode. `model` itself stays as it is.
 
     Args:
-        scores: (B, T) what the head says at each position; rows are padded on the right.
-        lengths: B ints, the number of real tokens of each row.
-
-    Returns:
-        (B,)
+        model: any module, in training or eval mode.
     """
     raise NotImplementedError
-
-
-def _words_of(text: str) -> list[str]:
-    """The words of a text: runs of letters, in lower case."""
-    return re.findall("[a-z]+", text.lower())

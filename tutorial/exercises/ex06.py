@@ -1,31 +1,52 @@
-"""Chapter 6: rewards. Check yourself with `python -m tutorial.check 6`."""
+"""Chapter 6: scores. Check yourself with `python -m tutorial.check 6`."""
+
+import re
 
 import torch
 from torch import Tensor
 
 
-def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Three estimates of KL(policy || reference) from one sampled token: k1, k2, k3.
+def robust_score(queries: list[str], responses: list[str], good: set[str], bad: set[str]) -> list[float]:
+    """A rule that the two plainest cheats do not fool: (different good words - different bad words) / words.
+
+    A word is a run of letters, in lower case; see `_words_of` below. A word that comes twice counts once above the line and
+    twice below it. A response of fewer than four words gets 0, whatever they are.
 
     Args:
-        logprobs, ref_logprobs: of the same tokens, sampled from the policy; any shape.
+        queries, responses: B texts each; only the responses are judged.
+        good, bad: words in lower case.
 
     Returns:
-        k1, the log-ratio; k2, half its square; k3, what is never negative and right on average. Each of the given shape.
+        B floats.
     """
     raise NotImplementedError
 
 
-def compute_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """What each token earned: the KL penalty (k1) at every token, and the score on the last real one.
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """The mean of -log sigmoid(score of the chosen text - score of the rejected one).
 
     Args:
-        scores: (B,) one number a response.
-        logprobs, ref_logprobs: (B, R) of the response tokens under the policy and under the reference.
-        mask: (B, R) bool, True at real tokens, which come first in each row; logprobs may hold any finite number behind them.
-        kl_coef: what one nat of KL costs.
+        chosen, rejected: (B,) scores; differences of 200 must give finite losses.
 
     Returns:
-        (B, R), 0 where mask is False.
+        a scalar tensor.
     """
     raise NotImplementedError
+
+
+def last_token_scores(scores: Tensor, lengths: list[int]) -> Tensor:
+    """The score of each text: the one at its last real token.
+
+    Args:
+        scores: (B, T) what the head says at each position; rows are padded on the right.
+        lengths: B ints, the number of real tokens of each row.
+
+    Returns:
+        (B,)
+    """
+    raise NotImplementedError
+
+
+def _words_of(text: str) -> list[str]:
+    """The words of a text: runs of letters, in lower case."""
+    return re.findall("[a-z]+", text.lower())

@@ -1,45 +1,31 @@
-"""Chapter 7: advantages. Check yourself with `python -m tutorial.check 7`."""
+"""Chapter 7: rewards. Check yourself with `python -m tutorial.check 7`."""
 
 import torch
 from torch import Tensor
 
 
-def td_errors(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """The surprise of each token: what it earned, plus what is expected after it, minus what was expected before it.
+def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three estimates of KL(policy || reference) from one sampled token: k1, k2, k3.
 
     Args:
-        values: (B, R) expected future reward before each token.
-        rewards: (B, R)
-        mask: (B, R) bool, True at real tokens; values and rewards may hold anything where it is False.
-        gamma: the discount of what comes one token later.
+        logprobs, ref_logprobs: of the same tokens, sampled from the policy; any shape.
 
     Returns:
-        (B, R), 0 where mask is False. After a row's last real token the value is 0.
+        k1, the log-ratio; k2, half its square; k3, what is never negative and right on average. Each of the given shape.
     """
     raise NotImplementedError
 
 
-def compute_advantages(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation: a token's own surprise, plus gamma * lam times the advantage of the next token.
+def compute_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """What each token earned: the KL penalty (k1) at every token, and the score on the last real one.
 
     Args:
-        values, rewards, mask, gamma: as in td_errors.
-        lam: how much of the later surprises a token is credited with, from 0 to 1.
+        scores: (B,) one number a response.
+        logprobs, ref_logprobs: (B, R) of the response tokens under the policy and under the reference.
+        mask: (B, R) bool, True at real tokens, which come first in each row; logprobs may hold any finite number behind them.
+        kl_coef: what one nat of KL costs.
 
     Returns:
-        advantages (B, R), not whitened, and returns (B, R) = advantages + values; both 0 where mask is False.
-    """
-    raise NotImplementedError
-
-
-def masked_whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """x shifted and scaled so that all its real elements together have mean 0 and variance 1 (variance with n - 1).
-
-    Args:
-        x: (B, R), anything where mask is False.
-        mask: (B, R) bool, True at real tokens.
-
-    Returns:
-        (B, R), 0 where mask is False; finite, also when there is a single real element.
+        (B, R), 0 where mask is False.
     """
     raise NotImplementedError

@@ -1,50 +1,45 @@
-"""Chapter 8: the clipped step. Check yourself with `python -m tutorial.check 8`."""
+"""Chapter 8: advantages. Check yourself with `python -m tutorial.check 8`."""
 
 import torch
 from torch import Tensor
 
 
-def policy_loss(new_logprobs: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float) -> Tensor:
-    """The clipped policy loss: minus the mean over real tokens of min(ratio * advantage, clipped ratio * advantage).
+def td_errors(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """The surprise of each token: what it earned, plus what is expected after it, minus what was expected before it.
 
     Args:
-        new_logprobs: (B, R) under the weights being trained; the gradient flows through these.
-        logprobs: (B, R) of the rollout, fixed.
-        advantages: (B, R)
-        mask: (B, R) bool, True at real tokens; the other tensors may hold any finite number where it is False.
-        cliprange: the ratio is clipped to 1 - cliprange .. 1 + cliprange.
+        values: (B, R) expected future reward before each token.
+        rewards: (B, R)
+        mask: (B, R) bool, True at real tokens; values and rewards may hold anything where it is False.
+        gamma: the discount of what comes one token later.
 
     Returns:
-        a scalar.
+        (B, R), 0 where mask is False. After a row's last real token the value is 0.
     """
     raise NotImplementedError
 
 
-def value_loss(new_values: Tensor, values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float) -> Tensor:
-    """The clipped value loss: half the mean over real tokens of the larger squared error, of the value or of the clipped value.
+def compute_advantages(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation: a token's own surprise, plus gamma * lam times the advantage of the next token.
 
     Args:
-        new_values: (B, R) under the weights being trained; the gradient flows through these.
-        values, returns: (B, R) of the rollout, fixed.
-        mask: (B, R) bool, as in policy_loss.
-        cliprange_value: the clipped value stays within values - cliprange_value .. values + cliprange_value.
+        values, rewards, mask, gamma: as in td_errors.
+        lam: how much of the later surprises a token is credited with, from 0 to 1.
 
     Returns:
-        a scalar.
+        advantages (B, R), not whitened, and returns (B, R) = advantages + values; both 0 where mask is False.
     """
     raise NotImplementedError
 
 
-def ppo_loss(new_logprobs: Tensor, new_values: Tensor, logprobs: Tensor, values: Tensor, advantages: Tensor, returns: Tensor,
-             mask: Tensor, cliprange: float, cliprange_value: float, vf_coef: float) -> Tensor:
-    """What the optimizer descends: the policy loss plus vf_coef times the value loss.
+def masked_whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """x shifted and scaled so that all its real elements together have mean 0 and variance 1 (variance with n - 1).
 
     Args:
-        new_logprobs, new_values, logprobs, values, advantages, returns, mask: (B, R), as above.
-        cliprange, cliprange_value: as above.
-        vf_coef: the weight of the value loss.
+        x: (B, R), anything where mask is False.
+        mask: (B, R) bool, True at real tokens.
 
     Returns:
-        a scalar.
+        (B, R), 0 where mask is False; finite, also when there is a single real element.
     """
     raise NotImplementedError

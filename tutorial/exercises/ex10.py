@@ -1,43 +1,30 @@
-"""Chapter 10: when it breaks. Check yourself with `python -m tutorial.check 10`."""
+"""Chapter 10: a whole run. Check yourself with `python -m tutorial.check 10`."""
 
 import torch
 from torch import Tensor
 
 
-def diagnose(metrics: dict[str, list[float]]) -> str:
-    """Name the fault of a run from its metrics.
+def on_frontier(scores: Tensor, kls: Tensor) -> Tensor:
+    """Which runs are beaten by no other. A run beats another with at least its score, at most its KL, and one of the two better.
 
     Args:
-        metrics: for each metric one number a step, the first step first. You need objective/kl, objective/entropy (the
-            sampled surprise of a response), ppo/policy/entropy (a token's), tokens/responses_len_mean, ppo/policy/approxkl,
-            ppo/val/error, ppo/returns/mean, ppo/mean_scores and samples/distinct. The reference is the policy before step 1.
+        scores: (K,) mean score of each of K runs; more is better.
+        kls: (K,) KL of each; less is better.
 
     Returns:
-        "shifted"           log-probabilities read at the wrong position: at the first step the surprise is no entropy
-        "dropout"           policy and reference differ at the first step
-        "large steps"       the very first update moves the policy by about a nat a token or more
-        "wrong sampler"     the KL turns negative and stays so
-        "hacking"           the KL leaves everything healthy behind
-        "collapse"          in the end nearly all responses are alike
-        "early whitening"   the score has risen, the mean return never left 0
-        "healthy"           none of these
+        (K,) bool.
     """
     raise NotImplementedError
 
 
-def failing_invariant(step: dict[str, Tensor]) -> str:
-    """The first of the five invariants that does not hold in the first step of a run.
+def next_kl_coef(kl_coef: float, kl: float, target: float, n: int, horizon: float) -> float:
+    """kl_coef after an update: larger where the KL is above its target, smaller where it is below.
 
     Args:
-        step: mask (B, R) bool, True at real tokens; first_ratio (N,) of the first minibatch, real tokens alone; and, all (B, R),
-            logprobs, ref_logprobs, entropy, rewards, returns.
-
-    Returns:
-        "mask"        some (B, R) tensor is not 0 outside the mask
-        "ratio"       a ratio of the first minibatch is not 1
-        "reference"   policy and reference differ at a token by more than 0.001
-        "surprise"    mean(-logprob) and mean(entropy), over real tokens, differ by more than half of the entropy
-        "returns"     the return of a row's last real token differs from its reward by more than 0.001
-        "none"        all five hold
+        kl_coef: its value in this update.
+        kl: nats per response, the mean over the n responses of this update.
+        target: the KL wanted.
+        n: responses in this update.
+        horizon: responses over which the full error acts; errors beyond 20 % count as 20 %.
     """
     raise NotImplementedError

@@ -1,22 +1,23 @@
 """Chapter 3, solved."""
 
+import math
+
 import torch
 from torch import Tensor
 
 
-def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
-    cdf = probs.cumsum(-1)
-    point = uniform[:, None] * cdf[:, -1:]                      # the last entry may be 0.9999999: never point behind it
-    return (cdf <= point).sum(-1)                               # as many tokens lie wholly to the left of the point
+def gelu_tanh(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def logprobs_from_logits(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    logprobs = (logits[:, :-1] / temperature).log_softmax(-1)   # the last position predicts a token that is not there
-    return logprobs.gather(-1, tokens[:, 1:, None]).squeeze(-1)             # the first token is predicted by nobody
+def split_heads(x: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
+    B, T, _ = x.shape
+    q, k, v = x.chunk(3, dim=-1)                                # (B, T, C) each
+    return tuple(part.view(B, T, n_head, -1).transpose(1, 2) for part in (q, k, v))     # cut C first, then swap T and H
 
 
-def response_columns(all_logprobs: Tensor, query_lengths: list[int], response_lengths: list[int]) -> Tensor:
-    columns = torch.zeros(len(all_logprobs), max(response_lengths))
-    for row, (Q, R) in enumerate(zip(query_lengths, response_lengths)):
-        columns[row, :R] = all_logprobs[row, Q - 1:Q - 1 + R]   # position Q - 1, the query's last, predicts token 0
-    return columns
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    T, D = q.shape[-2:]
+    fits = q @ k.transpose(-2, -1) / math.sqrt(D)               # (B, H, T, T): row i holds query i against every key
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)         # column > row; the diagonal, a token itself, stays
+    return fits.masked_fill(future, -math.inf).softmax(-1) @ v  # -inf before the softmax, so that each row sums to 1

@@ -1,28 +1,22 @@
 """Chapter 5, solved."""
 
-import re
+import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def robust_score(queries: list[str], responses: list[str], good: set[str], bad: set[str]) -> list[float]:
-    scores = []
-    for response in responses:
-        words = _words_of(response)
-        different = set(words)                                  # saying it again earns nothing and makes the text longer
-        opinion = len(different & good) - len(different & bad)
-        scores.append(opinion / len(words) if len(words) >= 4 else 0.0)
-    return scores
+def new_value_head(n_embd: int) -> nn.Linear:
+    v_head = nn.Linear(n_embd, 1)
+    nn.init.zeros_(v_head.weight)                               # not noise: the first values become the first advantages
+    nn.init.zeros_(v_head.bias)
+    return v_head
 
 
-def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    return -torch.nn.functional.logsigmoid(chosen - rejected).mean()        # log(sigmoid(-200)) would be log 0
+def response_values(hidden: Tensor, v_head: nn.Linear, query_length: int, response_length: int) -> Tensor:
+    first = query_length - 1                                    # the query's last token: response token 0 is not yet known there
+    return v_head(hidden[:, first:first + response_length]).squeeze(-1)
 
 
-def last_token_scores(scores: Tensor, lengths: list[int]) -> Tensor:
-    return scores[torch.arange(len(lengths)), torch.tensor(lengths) - 1]    # not the last column: that is padding
-
-
-def _words_of(text: str) -> list[str]:
-    return re.findall("[a-z]+", text.lower())
+def create_reference_model(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval().requires_grad_(False)    # copied first: the original keeps its mode and its gradients

@@ -1,16 +1,28 @@
 """Chapter 6, solved."""
 
+import re
+
 import torch
 from torch import Tensor
 
 
-def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    k1 = logprobs - ref_logprobs
-    return k1, 0.5 * k1**2, (-k1).exp() - 1 + k1                        # exp(-k1) is reference over policy: 1 on average
+def robust_score(queries: list[str], responses: list[str], good: set[str], bad: set[str]) -> list[float]:
+    scores = []
+    for response in responses:
+        words = _words_of(response)
+        different = set(words)                                  # saying it again earns nothing and makes the text longer
+        opinion = len(different & good) - len(different & bad)
+        scores.append(opinion / len(words) if len(words) >= 4 else 0.0)
+    return scores
 
 
-def compute_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0.0)
-    last = mask.sum(1) - 1                                              # (B,): real tokens come first
-    rewards[torch.arange(len(scores)), last] += scores
-    return rewards
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    return -torch.nn.functional.logsigmoid(chosen - rejected).mean()        # log(sigmoid(-200)) would be log 0
+
+
+def last_token_scores(scores: Tensor, lengths: list[int]) -> Tensor:
+    return scores[torch.arange(len(lengths)), torch.tensor(lengths) - 1]    # not the last column: that is padding
+
+
+def _words_of(text: str) -> list[str]:
+    return re.findall("[a-z]+", text.lower())

@@ -4,25 +4,13 @@ import torch
 from torch import Tensor
 
 
-def td_errors(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    values = torch.where(mask, values, 0.0)                     # so the value after the last real token is 0
-    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
-    return torch.where(mask, rewards + gamma * next_values - values, 0.0)
+def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    k1 = logprobs - ref_logprobs
+    return k1, 0.5 * k1**2, (-k1).exp() - 1 + k1                        # exp(-k1) is reference over policy: 1 on average
 
 
-def compute_advantages(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    deltas = td_errors(values, rewards, mask, gamma)
-    advantages = torch.zeros_like(deltas)
-    later = torch.zeros_like(deltas[:, 0])                      # (B,): the advantage of the next token
-    for t in reversed(range(deltas.shape[1])):
-        later = deltas[:, t] + gamma * lam * later              # padding adds 0 and passes 0 on
-        advantages[:, t] = later
-    return advantages, torch.where(mask, advantages + values, 0.0)
-
-
-def masked_whiten(x: Tensor, mask: Tensor) -> Tensor:
-    n = mask.sum()
-    mean = torch.where(mask, x, 0.0).sum() / n
-    centred = torch.where(mask, x - mean, 0.0)
-    variance = (centred**2).sum() / (n - 1).clamp(min=1)        # a single element: 0 / 1 instead of 0 / 0
-    return centred * torch.rsqrt(variance + 1e-8)
+def compute_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0.0)
+    last = mask.sum(1) - 1                                              # (B,): real tokens come first
+    rewards[torch.arange(len(scores)), last] += scores
+    return rewards

@@ -4,20 +4,25 @@ import torch
 from torch import Tensor
 
 
-def policy_loss(new_logprobs: Tensor, logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float) -> Tensor:
-    ratio = torch.where(mask, new_logprobs - logprobs, 0.0).exp()       # before exp: padding could overflow, and 0 * inf is nan
-    advantages = torch.where(mask, advantages, 0.0)
-    clipped = ratio.clamp(1 - cliprange, 1 + cliprange)
-    return -torch.minimum(ratio * advantages, clipped * advantages).sum() / mask.sum()
+def td_errors(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    values = torch.where(mask, values, 0.0)                     # so the value after the last real token is 0
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    return torch.where(mask, rewards + gamma * next_values - values, 0.0)
 
 
-def value_loss(new_values: Tensor, values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float) -> Tensor:
-    clipped = torch.clamp(new_values, values - cliprange_value, values + cliprange_value)
-    worse = torch.maximum((new_values - returns) ** 2, (clipped - returns) ** 2)
-    return 0.5 * torch.where(mask, worse, 0.0).sum() / mask.sum()
+def compute_advantages(values: Tensor, rewards: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    deltas = td_errors(values, rewards, mask, gamma)
+    advantages = torch.zeros_like(deltas)
+    later = torch.zeros_like(deltas[:, 0])                      # (B,): the advantage of the next token
+    for t in reversed(range(deltas.shape[1])):
+        later = deltas[:, t] + gamma * lam * later              # padding adds 0 and passes 0 on
+        advantages[:, t] = later
+    return advantages, torch.where(mask, advantages + values, 0.0)
 
 
-def ppo_loss(new_logprobs: Tensor, new_values: Tensor, logprobs: Tensor, values: Tensor, advantages: Tensor, returns: Tensor,
-             mask: Tensor, cliprange: float, cliprange_value: float, vf_coef: float) -> Tensor:
-    policy = policy_loss(new_logprobs, logprobs, advantages, mask, cliprange)
-    return policy + vf_coef * value_loss(new_values, values, returns, mask, cliprange_value)
+def masked_whiten(x: Tensor, mask: Tensor) -> Tensor:
+    n = mask.sum()
+    mean = torch.where(mask, x, 0.0).sum() / n
+    centred = torch.where(mask, x - mean, 0.0)
+    variance = (centred**2).sum() / (n - 1).clamp(min=1)        # a single element: 0 / 1 instead of 0 / 0
+    return centred * torch.rsqrt(variance + 1e-8)
