@@ -23,7 +23,8 @@ CHAPTERS = build.chapters()
 BY_NAME = {path.stem: path for path in CHAPTERS}
 NUMBERS = [path.name[:2] for path in CHAPTERS]
 PAGES = sorted(HERE.glob("*.md"))
-SECTIONS = ["The question", "On paper", "The formula", "The code", "Run it", "What goes wrong", "Exercises", "New words", "Elsewhere"]
+SECTIONS = ["The question", "On paper", "The formula", "The code", "Run it", "What goes wrong", "Exercises", "Quiz", "New words", "Elsewhere"]
+QUESTION = re.compile(r"^\*\*(\d)\.\*\* .+?\n\n((?:- [a-d]\) .+\n)+)\n<details><summary>Answer</summary>\n\n\*\*([a-d])\.\*\* (.+?)\n\n</details>$", re.M | re.S)
 SHAPE = re.compile(r"\[([^\]]*)\]\(([^)\s]+)(?: \"[^\"]*\")?\)")
 
 
@@ -41,7 +42,7 @@ def executed(stem: str):
 
 def prose(text: str) -> str:
     """What is read of a chapter: without code, output and what is folded away."""
-    text = re.sub(r"<details>.*?</details>", "", text, flags=re.S)
+    text = re.sub(r"<details>.*?</details>|^## Quiz$.*?(?=^## )", "", text, flags=re.S | re.M)
     text = re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
     return re.sub(r"\]\([^)]*\)|<!--.*?-->", "", text)
 
@@ -85,6 +86,18 @@ def test_exercises_have_a_stub_a_solution_a_check_and_folded_help(stem):
     for name, source in stubs.items():
         assert source.splitlines()[0] == solutions[name].splitlines()[0], "the stub and the solution take the same arguments"
         assert "raise NotImplementedError" in source and '"""' in source and f"`{name}`" in text
+
+
+@pytest.mark.parametrize("stem", BY_NAME)
+def test_a_quiz_has_five_questions_and_says_why_the_other_options_are_wrong(stem):
+    quiz = re.search(r"^## Quiz$(.*?)^## ", BY_NAME[stem].read_text(encoding="utf-8"), re.M | re.S)[1]
+    questions = QUESTION.findall(quiz)
+    assert [number for number, *_ in questions] == list("12345")
+    assert len({right for _, _, right, _ in questions}) >= 3, "the right answers stand at different letters"
+    for number, options, right, answer in questions:
+        letters = re.findall(r"^- ([a-d])\)", options, re.M)
+        assert letters == list("abcd"[:len(letters)]) and len(letters) >= 3 and right in letters
+        assert {letter for letter in letters if re.search(rf"\b{letter}\)", answer)} == set(letters) - {right}, f"question {number}"
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
