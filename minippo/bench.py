@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from .files.atomic import write_json
-from .fast import linear
-from .generation import KEPT_DECODERS
+from .fast import KEPT_DECODERS, linear
 from .gpt2 import GPT2Config
 from .inputs import require
 from .metrics import Stopwatch, peak_memory

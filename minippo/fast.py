@@ -1,4 +1,5 @@
-"""What only speed needs: products through oneDNN, a gradient by hand, one upload for many tensors, settings of torch and malloc.
+"""What only speed needs: products through oneDNN, a gradient by hand, one upload for many tensors, what sampling keeps for its
+next call, settings of torch and malloc.
 
 Each gives what the plain lines give, up to rounding, and is tested against them; to understand GPT-2 or PPO you need none.
 
@@ -7,16 +8,18 @@ Shapes: N rows, K inputs, M outputs, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import math
 import os
+import weakref
 from contextlib import contextmanager
 from functools import lru_cache, wraps
-from typing import Callable, Iterator
+from typing import Callable, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")    # the second is private
@@ -98,6 +101,70 @@ def upload(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
     flat = torch.cat([tensor.flatten().long() for tensor in tensors]).to(device, non_blocking=device.type == "cuda")
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors)]
+
+
+KEPT_DECODERS = 2           # shapes whose decoder is kept on CUDA; each holds a cache and the memory of its graph
+
+
+class Snapshot(NamedTuple):
+    """A model whose blocks' weights are in the compute dtype, and the modules of which it was made."""
+    model: nn.Module
+    modules: list[nn.Module]
+
+
+_snapshots: weakref.WeakKeyDictionary[nn.Module, Snapshot] = weakref.WeakKeyDictionary()
+_decoders: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
+
+
+def free_decoders(model: nn.Module) -> None:
+    """Give back the memory that sampling keeps for its next call: on CUDA caches and graphs, in 16 bits a copy of the weights."""
+    _decoders.pop(model, None)
+    _snapshots.pop(model, None)
+
+
+def hooked(model: nn.Module) -> bool:
+    """Whether somebody looks into the model: a graph would not call the hooks."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def compute_snapshot(model: nn.Module) -> nn.Module:
+    """The model with its blocks' weights in the compute dtype, refreshed in place; the model itself where that is fp32.
+
+    Casting the masters in every layer of every decode step would move three times the bytes. Embedding and head stay shared, and
+    so do hooks: whoever looks into a block sees it here, too.
+    """
+    if model.compute_dtype == torch.float32:
+        return model
+    modules = list(model.h.modules())
+    kept = _snapshots.get(model)
+    fits = (kept is not None and kept.modules == modules and kept.model.dtype == model.compute_dtype
+            and next(kept.model.h.parameters()).device == model.device)
+    if not fits:
+        snapshot = copy.copy(model)                                # shares wte, wpe and ln_f ...
+        snapshot._modules = dict(model._modules)
+        snapshot.h = copy.deepcopy(model.h).to(model.compute_dtype).requires_grad_(False)  # ... but not the blocks
+        snapshot.dtype = model.compute_dtype
+        for module, own in zip(snapshot.h.modules(), modules):     # the same dictionaries: hooks added later are seen, too
+            vars(module).update({name: hooks for name, hooks in vars(own).items() if name.startswith("_forward_") and "hooks" in name})
+        kept = _snapshots[model] = Snapshot(snapshot, modules)
+    torch._foreach_copy_(list(kept.model.h.parameters()), list(model.h.parameters()))
+    return kept.model
+
+
+def decoder_for(model: nn.Module, snapshot: nn.Module, make: Callable, *shape):
+    """make(snapshot, *shape), a decoder. On CUDA the latest used are kept, since recording a graph costs as much as many steps."""
+    if model.device.type != "cuda":
+        return make(snapshot, *shape)
+    kept = _decoders.setdefault(model, {})
+    addresses = tuple(parameter.data_ptr() for parameter in snapshot.parameters())        # a graph replays on addresses
+    key = (*shape, addresses, hooked(snapshot))
+    decoder = kept.pop(key, None)
+    if decoder is not None:
+        decoder.cache.clear()                                                              # it may hold NaN behind an EOS
+    while decoder is None and len(kept) >= KEPT_DECODERS:
+        kept.pop(next(iter(kept)))                                                         # the one not used for longest
+    kept[key] = decoder or make(snapshot, *shape)
+    return kept[key]
 
 
 @contextmanager

@@ -12,21 +12,17 @@ Shapes: B batch, Q longest query, R most new tokens, S cache length, for each qu
 
 from __future__ import annotations
 
-import copy
-import weakref
 from dataclasses import dataclass
-from typing import NamedTuple, Sequence
+from typing import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attention import KVCache
-from .fast import torch_modes, upload
+from .fast import compute_snapshot, decoder_for, hooked, torch_modes, upload
 from .gpt2 import GPT2
 from .inputs import check_limits, check_sampling, check_tokens, pad_right
 
-
-# --- one token from its logits --------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Sampling:
@@ -59,8 +55,6 @@ def sample(logits: Tensor, uniform: Tensor) -> Tensor:
     cdf = logits.softmax(-1).cumsum(-1)
     return torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True).clamp_max(logits.shape[-1] - 1)
 
-
-# --- the loop -------------------------------------------------------------------------------------------------------
 
 class Decoder:
     """Decoding at one batch size and cache length: buffers that stay where they are, since a CUDA graph replays on addresses."""
@@ -144,7 +138,10 @@ class Decoder:
             return graph
 
 
-# --- generate -------------------------------------------------------------------------------------------------------
+def round_up(n: int) -> int:
+    """16, 32, 48, ...: few shapes, so that kept graphs fit."""
+    return -(-n // 16) * 16
+
 
 @torch.no_grad()
 def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Sequence[int] = 20, min_new_tokens: int = 0,
@@ -190,7 +187,7 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
         padded, numbers, bits = upload([pad_right(queries), numbers, uniforms.view(torch.int32)], model.device)
         S = round_up(max(length + limit for length, limit in zip(lengths, limits)))
         snapshot = compute_snapshot(model)
-        decoder = decoder_for(model, snapshot, sampling, len(queries), S, round_up(R))
+        decoder = decoder_for(model, snapshot, Decoder, sampling, len(queries), S, round_up(R))
         decoder.reset(*numbers, bits.view(torch.float32))
         output = decoder.run(snapshot, padded, numbers[0], R)
         table = torch.cat([output, decoder.failed_at[:, None]], 1).tolist()          # one host sync
@@ -205,75 +202,3 @@ def generate(model: GPT2, queries: Sequence[Tensor], max_new_tokens: int | Seque
                     "infinity, or overflow in this precision: go back to an earlier checkpoint")
             responses.append(output[i, :end])
         return responses
-
-
-# --- what is kept between calls -------------------------------------------------------------------------------------
-
-def round_up(n: int) -> int:
-    """16, 32, 48, ...: few shapes, so that kept graphs fit."""
-    return -(-n // 16) * 16
-
-
-KEPT_DECODERS = 2           # shapes whose decoder is kept on CUDA; each holds a cache and the memory of its graph
-
-
-class Snapshot(NamedTuple):
-    """A model whose blocks' weights are in the compute dtype, and the modules of which it was made."""
-    model: GPT2
-    modules: list[nn.Module]
-
-
-_snapshots: weakref.WeakKeyDictionary[GPT2, Snapshot] = weakref.WeakKeyDictionary()
-_decoders: weakref.WeakKeyDictionary[GPT2, dict] = weakref.WeakKeyDictionary()
-
-
-def free_decoders(model: GPT2) -> None:
-    """Give back the memory that sampling keeps for its next call: on CUDA caches and graphs, in 16 bits a copy of the weights."""
-    _decoders.pop(model, None)
-    _snapshots.pop(model, None)
-
-
-def hooked(model: GPT2) -> bool:
-    """Whether somebody looks into the model: a graph would not call the hooks."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-def compute_snapshot(model: GPT2) -> GPT2:
-    """The model with its blocks' weights in the compute dtype, refreshed in place; the model itself where that is fp32.
-
-    Casting the masters in every layer of every decode step would move three times the bytes. Embedding and head stay shared, and
-    so do hooks: whoever looks into a block sees it here, too.
-    """
-    if model.compute_dtype == torch.float32:
-        return model
-    modules = list(model.h.modules())
-    kept = _snapshots.get(model)
-    fits = (kept is not None and kept.modules == modules and kept.model.dtype == model.compute_dtype
-            and next(kept.model.h.parameters()).device == model.device)
-    if not fits:
-        snapshot = copy.copy(model)                                # shares wte, wpe and ln_f ...
-        snapshot._modules = dict(model._modules)
-        snapshot.h = copy.deepcopy(model.h).to(model.compute_dtype).requires_grad_(False)  # ... but not the blocks
-        snapshot.dtype = model.compute_dtype
-        for module, own in zip(snapshot.h.modules(), modules):     # the same dictionaries: hooks added later are seen, too
-            vars(module).update({name: hooks for name, hooks in vars(own).items() if name.startswith("_forward_") and "hooks" in name})
-        kept = _snapshots[model] = Snapshot(snapshot, modules)
-    torch._foreach_copy_(list(kept.model.h.parameters()), list(model.h.parameters()))
-    return kept.model
-
-
-def decoder_for(model: GPT2, snapshot: GPT2, sampling: Sampling, batch_size: int, length: int,
-                max_new_tokens: int) -> Decoder:
-    """A Decoder of this shape. On CUDA the latest used are kept, since recording a graph costs as much as many steps."""
-    if model.device.type != "cuda":
-        return Decoder(snapshot, sampling, batch_size, length, max_new_tokens)
-    kept = _decoders.setdefault(model, {})
-    addresses = tuple(parameter.data_ptr() for parameter in snapshot.parameters())        # a graph replays on addresses
-    key = (sampling, batch_size, length, max_new_tokens, addresses, hooked(snapshot))
-    decoder = kept.pop(key, None)
-    if decoder is not None:
-        decoder.cache.clear()                                                              # it may hold NaN behind an EOS
-    while decoder is None and len(kept) >= KEPT_DECODERS:
-        kept.pop(next(iter(kept)))                                                         # the one not used for longest
-    kept[key] = decoder or Decoder(snapshot, sampling, batch_size, length, max_new_tokens)
-    return kept[key]

@@ -26,10 +26,10 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import hidden_states
 from .distributed import rank
-from .fast import TokenLogprobs, upload
+from .fast import TokenLogprobs, free_decoders, upload
 from .files.hub import PUBLIC_MODELS, push_folder
 from .files.model_folder import find_model, read_value_head, save_model
-from .generation import free_decoders, generate
+from .generation import generate
 from .gpt2 import GPT2, GPT2Config
 from .inputs import check_pairs, refuse
 
@@ -109,7 +109,7 @@ class GPT2WithValueHead(nn.Module):
                         top_p, eos_token_id, pad_token_id, seed, generator, rows)
 
     def free_decoders(self) -> None:
-        """Give back the memory that `generate` keeps for its next call; see generation.free_decoders."""
+        """Give back the memory that `generate` keeps for its next call; see fast.free_decoders."""
         free_decoders(self.transformer)
 
 

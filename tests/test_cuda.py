@@ -8,7 +8,7 @@ import torch
 from conftest import make_policy, make_ragged
 from fakecuda import FakeCuda
 from minippo import attention, check
-from minippo.generation import _decoders
+from minippo.fast import _decoders
 from minippo.policy import create_reference_model, response_logprobs
 from minippo.ppo import PPOConfig, PPOTrainer
 

@@ -11,7 +11,7 @@ import torch
 
 from conftest import make_policy, make_ragged
 from fakecuda import FakeCuda, is_view
-from minippo.generation import _decoders
+from minippo.fast import _decoders
 from minippo.ppo import PPOConfig, PPOTrainer
 from minippo.scoring.reward_model import RewardModel
 from minippo.training.pretrain import PretrainConfig, pretrain

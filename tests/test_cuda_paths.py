@@ -13,7 +13,7 @@ import torch
 from conftest import make_policy, make_ragged
 from fakecuda import FakeCuda, mapped, shadow_of
 from minippo import policy as policy_module
-from minippo.generation import KEPT_DECODERS, _decoders
+from minippo.fast import KEPT_DECODERS, _decoders
 from minippo.policy import create_reference_model, evaluate_responses, response_kl
 from minippo.ppo import PPOConfig, PPOTrainer
 from minippo.scoring.reward_model import RewardModel

@@ -11,7 +11,7 @@ from torch import nn
 
 from conftest import make_policy, make_ragged
 from fakecuda import CaptureError, CudaTensor, FakeCuda
-from minippo import generation
+from minippo import fast, generation
 
 QUERIES = make_ragged([3, 9, 1, 5], vocab_size=11)
 
@@ -154,7 +154,7 @@ def sampled(device: str) -> list:
     return tokens
 
 
-DEFECTS = [     # what is wrong, a piece of generation.py and what stands there instead
+DEFECTS = [     # what is wrong, a piece of generation.py or fast.py and what stands there instead
     ("a host sync in the step", "        j, eos = self.step_index, self",
      "        assert self.step_index.item() >= 0\n        j, eos = self.step_index, self"),
     ("a number of Python in the graph", "self.step_index.add_(1)", "self.n = getattr(self, 'n', 0) + 1; self.step_index.fill_(self.n)"),
@@ -164,24 +164,29 @@ DEFECTS = [     # what is wrong, a piece of generation.py and what stands there 
     ("a step that is not set back", "        self.step_index.zero_()\n        self.output", "        self.output"),
     ("an output that is not set back", "        self.output.fill_(-1) ", "        # "),
     ("weights that are copied once", "    torch._foreach_copy_(list(kept", "    fits or torch._foreach_copy_(list(kept"),
-    ("a graph of other addresses", "max_new_tokens, addresses, hooked(snapshot))", "max_new_tokens, hooked(snapshot))"),
+    ("a graph of other addresses", "(*shape, addresses, hooked(snapshot))", "(*shape, hooked(snapshot))"),
 ]
 
 
 @pytest.mark.parametrize("old, new", [pytest.param(old, new, id=name) for name, old, new in DEFECTS])
 def test_a_planted_defect_is_seen(monkeypatch, old, new):
     """The tokens become others than the CPU's, or CUDA refuses. A snapshot made anew has other addresses: the last defect needs that."""
-    expected, source = sampled("cpu"), inspect.getsource(generation)
+    expected = sampled("cpu")
     with FakeCuda():
         assert sampled("cuda") == expected
+    module, = [module for module in (generation, fast) if old in inspect.getsource(module)]
+    source = inspect.getsource(module)
     assert source.count(old) == 1
     source = source.replace(old, new)
     if "addresses" in old:
         source = source.replace("    if not fits:", "    if True:")
-    broken = {**vars(generation), "__name__": "minippo.broken"}
+    broken = {**vars(module), "__name__": "minippo.broken"}
     monkeypatch.setitem(sys.modules, "minippo.broken", type(generation)("minippo.broken"))
-    exec(compile(source, generation.__file__, "exec"), broken)
-    monkeypatch.setattr("minippo.policy.generate", broken["generate"])
+    exec(compile(source, module.__file__, "exec"), broken)
+    if module is generation:
+        monkeypatch.setattr("minippo.policy.generate", broken["generate"])
+    for name in ("compute_snapshot", "decoder_for") if module is fast else ():
+        monkeypatch.setattr(generation, name, broken[name])
     with FakeCuda():
         try:
             tokens = sampled("cuda")

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from conftest import make_policy, make_ragged
-from minippo.generation import Decoder, Sampling, compute_snapshot, free_decoders, generate, sample
+from minippo.fast import compute_snapshot, free_decoders
+from minippo.generation import Decoder, Sampling, generate, sample
 
 
 def slow_greedy(model, query, n):

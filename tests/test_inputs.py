@@ -14,7 +14,7 @@ import torch
 
 from conftest import make_policy, make_ragged
 from minippo import ppo
-from minippo.generation import compute_snapshot, free_decoders
+from minippo.fast import compute_snapshot, free_decoders
 from minippo.policy import create_reference_model, response_logprobs
 from minippo.ppo import PPOConfig, PPOTrainer
 
