@@ -14,7 +14,7 @@ from torch import Tensor
 from . import ppo
 from .gpt2 import GPT2Config
 from .metrics import peak_memory
-from .policy import GPT2WithValueHead, evaluate_responses, response_logprobs
+from .policy import GPT2WithValueHead, response_logprobs
 from .ppo import PPOConfig, PPOTrainer
 
 # greedy continuation of "The dog" by the public gpt2, from transformers' own tests
@@ -62,8 +62,8 @@ def check_precision(model: GPT2WithValueHead, queries: list[Tensor], responses: 
     chosen, logprobs = model.transformer.dtype, []
     with torch.no_grad():
         for model.transformer.dtype in (torch.float32, torch.bfloat16):
-            out = evaluate_responses(model, queries, responses)
-            logprobs.append(out.logprobs[out.mask])
+            out, _, mask = response_logprobs(model, queries, responses)
+            logprobs.append(out[mask])
     model.transformer.dtype = chosen
     return at_most("bf16 blocks: mean |log-probability - fp32|", float((logprobs[0] - logprobs[1]).abs().mean()), 0.05)
 

@@ -132,13 +132,14 @@ class Evaluation(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """Where each response token is predicted, for a batch of ragged queries and responses."""
+    """Ragged queries and responses as one batch, and where each response token is predicted."""
     tokens: Tensor              # (B, T-1) int64: query then response, right-padded, without the last token, which predicts nothing
     positions: Tensor           # (N,) int64: into the flattened (B * (T-1)), the position that predicts each response token
     targets: Tensor             # (N,) int64: the response tokens
     response_index: Tensor      # (N,) int64: into the flattened (B * R) columns
     mask: Tensor                # (B, R) bool: real response tokens
     real_index: Tensor          # (n,) int64: into the flattened (B * (T-1)), what is not padding
+    rows: Tensor                # (B,) int64: which of the queries and responses these are
 
     def to_columns(self, x: Tensor) -> Tensor:
         """One number per response token as a padded tensor: (N,) -> (B, R), 0 at the padding."""
@@ -152,11 +153,14 @@ def response_mask(responses: list[Tensor]) -> Tensor:
     return torch.arange(int(lengths.max()), device="cpu") < lengths
 
 
-def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) -> Alignment:
-    """The alignment rule for ragged rows; for one pair it is a slice, hidden[len(query) - 1 : len(query) - 1 + len(response)].
+def align(queries: list[Tensor], responses: list[Tensor], device: torch.device, rows: Sequence[int] | None = None) -> Alignment:
+    """The alignment rule for these rows, or all; for one pair it is a slice, hidden[len(query) - 1 : len(query) - 1 + len(response)].
 
-    Worked out on the CPU from lengths, so that it costs no host sync and ignores what tokens are.
+    Worked out on the CPU from lengths, so that it costs no host sync and ignores what tokens are; one upload takes it to `device`.
+    queries, responses: 1-D tensors, as inputs.check_pairs returns them.
     """
+    rows = range(len(queries)) if rows is None else rows
+    queries, responses = [queries[row] for row in rows], [responses[row] for row in rows]
     query_lengths = torch.tensor([len(query) for query in queries], device="cpu")[:, None]          # (B, 1)
     response_lengths = torch.tensor([len(response) for response in responses], device="cpu")[:, None]
     position = torch.arange(int((query_lengths + response_lengths).max()) - 1, device="cpu")        # (T-1,)
@@ -168,7 +172,8 @@ def align(queries: list[Tensor], responses: list[Tensor], device: torch.device) 
     tokens[in_query] = torch.cat(queries)
     tokens[input_mask & ~in_query] = torch.cat([response[:-1] for response in responses])
     positions, response_index, real_index = (x.flatten().nonzero().squeeze(-1) for x in (predicts, mask, input_mask))
-    return Alignment(*upload([tokens, positions, torch.cat(responses), response_index, mask, real_index], device))
+    index = torch.tensor([*rows], device="cpu")
+    return Alignment(*upload([tokens, positions, torch.cat(responses), response_index, mask, real_index, index], device))
 
 
 def response_hidden(transformer: GPT2, aligned: Alignment) -> Tensor:
@@ -187,17 +192,16 @@ def token_logprobs(transformer: GPT2, hidden: Tensor, targets: Tensor, temperatu
     return log_probs.gather(-1, targets[:, None]).squeeze(-1), entropy
 
 
-def evaluate_responses(model: GPT2WithValueHead, queries: list[Tensor], responses: list[Tensor], temperature: float = 1.0,
-                       entropy_grad: bool = False, critic: bool = True) -> Evaluation:
+def evaluate_responses(model: GPT2WithValueHead, aligned: Alignment, temperature: float = 1.0, entropy_grad: bool = False,
+                       critic: bool = True) -> Evaluation:
     """Score responses under `model`: one way for rollout, reference and training, so that the first ratio is 1.
 
     Args:
-        queries, responses: B 1-D tensors each, as inputs.check_pairs returns them.
+        aligned: B queries and responses, on the model's device.
         temperature: divides the logits, here as in sampling.
         entropy_grad: let gradients flow through the entropy (for an entropy bonus; otherwise it is only measured).
         critic: evaluate the value head, too; else values are 0.
     """
-    aligned = align(queries, responses, model.device)
     hidden = response_hidden(model.transformer, aligned)                                    # (N, C): the head runs here alone
     chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
     if len(hidden) <= chunk:
@@ -221,15 +225,13 @@ def response_logprobs(model: GPT2WithValueHead, queries: Sequence[Tensor], respo
         logprobs (B, R) fp32, values (B, R) fp32, mask (B, R) bool; 0 where the mask is False.
     """
     queries, responses = check_pairs(queries, responses, model.config.vocab_size, model.config.n_positions)
-    evaluation = evaluate_responses(model, queries, responses, temperature)
+    evaluation = evaluate_responses(model, align(queries, responses, model.device), temperature)
     return evaluation.logprobs, evaluation.values, evaluation.mask
 
 
 @torch.no_grad()
-def response_kl(model: GPT2WithValueHead, reference: GPT2WithValueHead, queries: list[Tensor], responses: list[Tensor],
-                temperature: float = 1.0) -> Tensor:
+def response_kl(model: GPT2WithValueHead, reference: GPT2WithValueHead, aligned: Alignment, temperature: float = 1.0) -> Tensor:
     """The exact KL(policy || reference) of the next-token distributions at each response token: (B, R), at least 0 up to rounding."""
-    aligned = align(queries, responses, model.device)
     hidden, ref_hidden = (response_hidden(m.transformer, aligned) for m in (model, reference))
     chunk = max(1, CHUNK_LOGITS // model.config.vocab_size)
     kl = []

@@ -33,7 +33,7 @@ from .files.checkpoint import load_state, save_state
 from .inputs import (check_groups, check_models, check_pairs, check_ppo_config, check_scores, check_temperature, check_trainable,
                      penalise_missing_eos, warn_of_filters, warn_of_negative_kl)
 from .metrics import RunningMoments, Stopwatch, batch_stats, masked_mean, masked_var, masked_whiten, mean_of
-from .policy import GPT2WithValueHead, create_reference_model, evaluate_responses, response_kl, response_mask
+from .policy import GPT2WithValueHead, align, create_reference_model, evaluate_responses, response_kl, response_mask
 
 
 @dataclass(frozen=True)
@@ -237,11 +237,6 @@ class Batch:
     returns: Tensor | None = None               # what the values learn
     advantages: Tensor | None = None            # whitened, but for grpo's
 
-    def take(self, rows: list[int]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Queries and responses of some rows, and the rows as an index into the other fields."""
-        index = torch.tensor(rows, device="cpu").to(self.mask.device, non_blocking=self.mask.is_cuda)
-        return [self.queries[row] for row in rows], [self.responses[row] for row in rows], index
-
 
 class PPOTrainer:
     """Trains `model` with PPO: `generate` responses, score them, `step`.
@@ -379,16 +374,16 @@ class PPOTrainer:
         batch.logprobs, batch.ref_logprobs, batch.values = columns[:3]                                  # views of it
         batch.kl = columns[3] if full else None
         for rows in (rows for minibatch in minibatches for rows in self.micro_batches(minibatch)):
-            queries, responses, index = batch.take(rows)
+            aligned = align(batch.queries, batch.responses, self.model.device, rows)
+            index, width = aligned.rows, aligned.mask.shape[1]
             with torch.set_grad_enabled(self.config.compile):           # a compiled block has another graph without gradients
-                policy = evaluate_responses(self.model, queries, responses, batch.temperature, critic=self.critic)
-            width = policy.mask.shape[1]
+                policy = evaluate_responses(self.model, aligned, batch.temperature, critic=self.critic)
             batch.logprobs[index, :width], batch.values[index, :width] = policy.logprobs.detach(), policy.values.detach()
             del policy                                                  # and with it the graph of a compiled block
-            reference = evaluate_responses(self.ref_model, queries, responses, batch.temperature, critic=False)
+            reference = evaluate_responses(self.ref_model, aligned, batch.temperature, critic=False)
             batch.ref_logprobs[index, :width] = reference.logprobs
             if full:
-                batch.kl[index, :width] = response_kl(self.model, self.ref_model, queries, responses, batch.temperature)
+                batch.kl[index, :width] = response_kl(self.model, self.ref_model, aligned, batch.temperature)
         in_place("the forward pass", [columns])                         # the rows of other processes were 0 so far
 
     def update(self, batch: Batch, minibatches: list[list[int]]) -> dict:
@@ -423,10 +418,10 @@ class PPOTrainer:
         self.model.zero_grad()                                          # also of an interrupted step, or a backward() of yours
         n_tokens = n_tokens if share(minibatch) else math.inf           # no row for this process: it takes one, divided to 0
         for rows in self.micro_batches(minibatch) or [minibatch[:1]]:
-            queries, responses, index = batch.take(rows)
-            new = evaluate_responses(self.model, queries, responses, batch.temperature, config.entropy_coef > 0, self.critic)
+            aligned = align(batch.queries, batch.responses, self.model.device, rows)
+            new = evaluate_responses(self.model, aligned, batch.temperature, config.entropy_coef > 0, self.critic)
             logprobs, values, advantages, returns = (
-                x[index, :new.mask.shape[1]] for x in (batch.logprobs, batch.values, batch.advantages, batch.returns))
+                x[aligned.rows, :new.mask.shape[1]] for x in (batch.logprobs, batch.values, batch.advantages, batch.returns))
             loss, stats = ppo_loss(new.logprobs, new.values if self.critic else None, logprobs, values, advantages, returns, new.mask,
                                    config.cliprange, config.cliprange_value, config.vf_coef, new.entropy, config.entropy_coef, n_tokens)
             (loss * scale).backward()                                   # fp16 has no numbers for a mean over many tokens

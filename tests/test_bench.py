@@ -14,7 +14,7 @@ import torch
 from minippo import bench
 from minippo.bench import BenchConfig, forward_flops, iteration_work, limit_seconds, memory_estimate, parameter_count
 from minippo.gpt2 import GPT2Config
-from minippo.policy import evaluate_responses
+from minippo.policy import align, evaluate_responses
 
 TOY = GPT2Config(vocab_size=10, n_positions=8, n_embd=2, n_layer=1, n_head=1)       # 12 C^2 = 48 weights in its block
 TINY = BenchConfig(model="tiny", batch=3, query_min=4, query_max=8, new_tokens=6, iterations=2, device="cpu", ceiling_seconds=0.0)
@@ -96,7 +96,7 @@ def saved_for_backward(config: BenchConfig) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        evaluate_responses(trainer.model, queries, [query[:config.new_tokens] for query in queries])
+        evaluate_responses(trainer.model, align(queries, [query[:config.new_tokens] for query in queries], torch.device("cpu")))
     for parameter in trainer.model.parameters():
         saved.pop(parameter.untyped_storage().data_ptr(), None)
     return sum(storage.nbytes() for storage in saved.values())

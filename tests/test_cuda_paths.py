@@ -14,7 +14,7 @@ from conftest import make_policy, make_ragged
 from fakecuda import FakeCuda, mapped, shadow_of
 from minippo import policy as policy_module
 from minippo.fast import KEPT_DECODERS, _decoders
-from minippo.policy import create_reference_model, evaluate_responses, response_kl
+from minippo.policy import align, create_reference_model, evaluate_responses, response_kl
 from minippo.ppo import PPOConfig, PPOTrainer
 from minippo.scoring.reward_model import RewardModel
 from minippo.training.pretrain import rows_loss
@@ -65,7 +65,7 @@ def _(model, entropy_grad, checkpointing, chunk):
     model.transformer.gradient_checkpointing = checkpointing
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policy_module, "CHUNK_LOGITS", chunk)
-        out = evaluate_responses(model, QUERIES, RESPONSES, 0.7, entropy_grad)
+        out = evaluate_responses(model, align(QUERIES, RESPONSES, model.device), 0.7, entropy_grad)
         (out.logprobs.sum() + 0.3 * out.values.square().sum() + entropy_grad * 0.1 * out.entropy.sum()).backward()
     return out, gradients(model)
 
@@ -73,7 +73,7 @@ def _(model, entropy_grad, checkpointing, chunk):
 @path("response_kl")
 def _(model):
     other = create_reference_model(make_policy(seed=4, dtype=model.transformer.dtype).to(model.device))
-    return response_kl(model, other, QUERIES, RESPONSES)
+    return response_kl(model, other, align(QUERIES, RESPONSES, model.device))
 
 
 @path("two steps", [{}, {"kl_penalty": "full"}, {"kl_penalty": "mse", "whiten_rewards": True, "entropy_coef": 0.01, "max_grad_norm": 0.5},

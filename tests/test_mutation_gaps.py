@@ -7,7 +7,7 @@ from conftest import make_policy, make_ragged
 from minippo import ppo
 from minippo.generation import sample
 from minippo.gpt2 import GPT2, GPT2Config
-from minippo.policy import GPT2WithValueHead, evaluate_responses
+from minippo.policy import GPT2WithValueHead, align, evaluate_responses
 from minippo.ppo import PPOConfig, PPOTrainer
 
 QUERIES, RESPONSES = make_ragged([3, 5]), make_ragged([4, 4], seed=1)
@@ -66,9 +66,10 @@ def test_an_entropy_bonus_raises_the_entropy():
     policy = make_policy()
     policy.v_head.weight.data.zero_()
     trainer = PPOTrainer(PPOConfig(entropy_coef=0.1, vf_coef=0.0, lam=1.0, learning_rate=1e-3), policy)
-    before = evaluate_responses(policy, QUERIES, RESPONSES).entropy.mean()
+    aligned = align(QUERIES, RESPONSES, policy.device)
+    before = evaluate_responses(policy, aligned).entropy.mean()
     trainer.step(QUERIES, RESPONSES, [1.0, 1.0])
-    assert evaluate_responses(policy, QUERIES, RESPONSES).entropy.mean() > before + 0.05
+    assert evaluate_responses(policy, aligned).entropy.mean() > before + 0.05
 
 
 def test_the_optimizers_settings_arrive():

@@ -40,7 +40,7 @@ def test_alignment_by_hand():
 def test_uniform_logits_give_minus_log_v_and_entropy_log_v(policy):
     with torch.no_grad():
         policy.transformer.wte.weight.zero_()
-    out = evaluate_responses(policy, make_ragged([2]), make_ragged([3]))
+    out = evaluate_responses(policy, align(make_ragged([2]), make_ragged([3]), policy.device))
     torch.testing.assert_close(out.logprobs, torch.full((1, 3), -torch.tensor(61.0).log()))
     torch.testing.assert_close(out.entropy, torch.full((1, 3), torch.tensor(61.0).log()))
 
@@ -67,7 +67,7 @@ def test_chunked_head_equals_the_whole_one(policy, monkeypatch):
     for limit in (2**28, 61 * 3):                                # all at once; three tokens at a time
         monkeypatch.setattr(policy_module, "CHUNK_LOGITS", limit)
         policy.zero_grad()
-        out = evaluate_responses(policy, queries, responses, entropy_grad=True)
+        out = evaluate_responses(policy, align(queries, responses, policy.device), entropy_grad=True)
         (out.logprobs.sum() + out.values.square().sum() + out.entropy.sum()).backward()
         results.append([*out, *(p.grad.clone() for p in policy.parameters())])
     for whole, chunked in zip(*results):
@@ -115,13 +115,14 @@ def test_bf16_reference_holds_bf16_blocks_and_gives_the_same_numbers():
 def test_exact_kl_equals_the_sum_over_the_vocabulary(policy):
     other = make_policy(seed=5)
     queries, responses = make_ragged([3, 5]), make_ragged([4, 2], seed=1)
-    kl = response_kl(policy, other, queries, responses)
+    aligned = align(queries, responses, policy.device)
+    kl = response_kl(policy, other, aligned)
     for b, (query, response) in enumerate(zip(queries, responses)):
         tokens = torch.cat([query, response])[None]
         log_p, log_q = (m(tokens)[0][0].log_softmax(-1) for m in (policy, other))
         full = (log_p.exp() * (log_p - log_q)).sum(-1)[len(query) - 1:-1]
         torch.testing.assert_close(kl[b, :len(response)], full, atol=1e-5, rtol=1e-4)
-    assert kl.min() >= 0 and response_kl(policy, create_reference_model(policy), queries, responses).abs().max() == 0
+    assert kl.min() >= 0 and response_kl(policy, create_reference_model(policy), aligned).abs().max() == 0
 
 
 @pytest.mark.parametrize("queries, responses, message", [
