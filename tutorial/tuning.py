@@ -61,6 +61,7 @@ def target_of(target: float, length: int) -> dict:
     return {"responses": 4096, "target": target, "length": length, "horizon": 200}
 
 
+NOISY = {"mini_batch_size": 8}
 HASTY = target_of(TARGETS[0], LENGTHS[-1]) | {"horizon": 50}        # a controller that is too quick
 
 
@@ -98,7 +99,8 @@ def train(settings: dict, seed: int, out: Path = WORK, last: int = LAST) -> dict
     steps = responses // size
     run, config = plan_ppo(DemoConfig(seed=seed, steps=steps, batch_size=size, kl_coef=KL_COEF if target == "" else SMALL_KL_COEF), out)
     config = replace(config, learning_rate=settings["learning_rate"], ppo_epochs=settings["ppo_epochs"],
-                     mini_batch_size=settings["mini_batch_size"], adap_kl_ctrl=target != "", target=float(target or 6), horizon=float(settings["horizon"] or 1),
+                     mini_batch_size=settings["mini_batch_size"], adap_kl_ctrl=target != "", target=float(target or 6),
+                     horizon=float(settings["horizon"] or 1),
                      early_stopping=settings["target_kl"] != "", target_kl=float(settings["target_kl"] or 1))
     trainer = PPOTrainer(config, GPT2WithValueHead.from_pretrained(str(out / "pretrained")), tokenizer=tokenizer)
     openings, history = review_queries(responses, seed=4 * seed + 2), []
@@ -106,7 +108,8 @@ def train(settings: dict, seed: int, out: Path = WORK, last: int = LAST) -> dict
         trainer.optimizer.param_groups[0]["lr"] = learning_rate(run, config, step + 1)
         some = openings[step * size:(step + 1) * size]
         queries = [torch.tensor(tokenizer.encode(opening)) for opening in some]
-        sampled = trainer.generate(queries, max_new_tokens=length or RESPONSE_TOKENS, eos_token_id=None if length else tokenizer.eos_token_id)
+        sampled = trainer.generate(queries, max_new_tokens=length or RESPONSE_TOKENS,
+                                   eos_token_id=None if length else tokenizer.eos_token_id)
         texts = [tokenizer.decode(response.tolist(), skip_special_tokens=True) for response in sampled]
         true_scores = [true_score(opening + text) for opening, text in zip(some, texts)]
         scores = true_scores if length else judge.score(some, texts)
@@ -222,18 +225,23 @@ def exponent(x: float) -> str:
     return f"{x:.0e}".replace("e-0", "e-")
 
 
-def spread(rows: list[dict[str, str]]) -> float:
-    """The standard deviation of the objective between the seeds at the demo's setting."""
-    wanted = {key: str(value) for key, value in DEFAULT.items()}
+def spread(rows: list[dict[str, str]], **settings) -> float:
+    """The standard deviation of the objective between the seeds, for these settings."""
+    wanted = {key: str(value) for key, value in (DEFAULT | settings).items()}
     return statistics.stdev(float(row["score"]) - KL_COEF * float(row["kl"]) for row in rows
                             if all(row[key] == value for key, value in wanted.items()))
+
+
+def fixed(number: float, digits: int) -> str:
+    """With so many digits, and never -0.00."""
+    return f"{round(number, digits) + 0.0:.{digits}f}"
 
 
 def run_lines(rows: list[dict[str, str]], runs: Sequence[tuple[str, dict]]) -> list[list[str]]:
     """A line for each setting, under RUN_HEAD."""
     shown = [("score", 2), ("true_score", 2), ("kl", 1), ("objective", 2), ("distinct", 2), ("clipfrac", 3), ("max_approxkl", 3),
              ("skipped", 1)]
-    return [[name, *(f"{cell(rows, result, **settings):.{digits}f}" for result, digits in shown)] for name, settings in runs]
+    return [[name, *(fixed(cell(rows, result, **settings), digits) for result, digits in shown)] for name, settings in runs]
 
 
 RUN_HEAD = ["score", "true score", "KL", f"score - {KL_COEF} KL", "distinct", "clip fraction", "largest approxkl", "skipped"]
@@ -257,7 +265,7 @@ def stopping_table(rows: list[dict[str, str]]) -> str:
     for rate in RATES[2:]:
         for name, settings in (("no", {}), ("yes", {"target_kl": 0.02})):
             settings = {"learning_rate": rate, "ppo_epochs": 4} | settings
-            lines.append([exponent(rate), name, *(f"{cell(rows, result, **settings):.{digits}f}" for result, digits in
+            lines.append([exponent(rate), name, *(fixed(cell(rows, result, **settings), digits) for result, digits in
                          (("score", 2), ("kl", 1), ("objective", 2), ("early_stopped", 1), ("optimizer_steps", 0), ("skipped", 1)))])
     return markdown(["learning rate", "early stopping", "score", "KL", f"score - {KL_COEF} KL", "updates stopped, of 32",
                      "optimizer steps, of 256", "minibatches skipped"], lines)
@@ -268,7 +276,8 @@ def target_table(rows: list[dict[str, str]]) -> str:
     for settings in [target_of(target, length) for target in TARGETS for length in LENGTHS] + [HASTY]:
         target, length, horizon = (settings[name] for name in ("target", "length", "horizon"))
         score, kl, kl_coef = (cell(rows, name, **settings) for name in ("score", "kl", "kl_coef"))
-        lines.append([target, length, horizon, f"{target / length:.3f}", f"{kl:.2f}", f"{kl / length:.3f}", f"{kl_coef:.3f}", f"{score:.2f}"])
+        lines.append([target, length, horizon, f"{target / length:.3f}", f"{kl:.2f}", f"{kl / length:.3f}", f"{kl_coef:.3f}",
+                      f"{score:.2f}"])
     return markdown(["target", "tokens", "horizon", "target / tokens", "KL", "KL / tokens", "kl_coef", "score"], lines)
 
 
@@ -314,7 +323,7 @@ def tables() -> dict[str, str]:
 
 def with_tables(page: str) -> str:
     """The page with today's tables behind its marks."""
-    return re.sub(r"(<!-- table (\w+) -->\n)(?:\|.*\n)*", lambda mark: f"{mark[1]}{tables()[mark[2]]}\n", page)
+    return re.sub(r"(<!-- table (\w+) -->\n\n)(?:\|.*\n)*", lambda mark: f"{mark[1]}{tables()[mark[2]]}\n", page)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -330,9 +339,10 @@ def two_maps(maps: Sequence[tuple], row_names: Sequence[str], rows_are: str, tit
 
 def figure_rate(rows: list[dict[str, str]]) -> str:
     down, across = [{"learning_rate": rate} for rate in RATES], [{"ppo_epochs": epochs} for epochs in EPOCHS]
+    objective, kl = (grid(rows, name, down, across) for name in ("objective", "kl"))
     names = [str(epochs) for epochs in EPOCHS]
-    return two_maps([(f"score − {KL_COEF} · KL", grid(rows, "objective", down, across), names, "PPO epochs", fig.COLORS["scores"], 1.8, 2),
-                     ("KL, nats", grid(rows, "kl", down, across), names, "PPO epochs", fig.COLORS["kl"], 25, 1)],
+    return two_maps([(f"score − {KL_COEF} · KL", objective, names, "PPO epochs", fig.COLORS["scores"], 1.8, 2),
+                     ("KL, nats", kl, names, "PPO epochs", fig.COLORS["kl"], 25, 1)],
                     [exponent(rate) for rate in RATES], "rate", "Heat maps: objective and KL by learning rate and epochs")
 
 
@@ -362,11 +372,10 @@ def figure_size(rows: list[dict[str, str]]) -> str:
 
 
 def figure_target(rows: list[dict[str, str]]) -> str:
-    scores, kls = ([[cell(rows, name, **target_of(target, length)) for length in LENGTHS] for target in TARGETS] for name in ("score", "kl"))
-    names = [str(length) for length in LENGTHS]
-    return two_maps([("KL per token", [[kl / length for kl, length in zip(row, LENGTHS)] for row in kls], names, "tokens of a response",
-                      fig.COLORS["kl"], 0.7, 3),
-                     ("score", scores, names, "tokens of a response", fig.COLORS["scores"], 1.8, 2)],
+    score, kl = ([[cell(rows, name, **target_of(target, length)) for length in LENGTHS] for target in TARGETS] for name in ("score", "kl"))
+    drift, names = [[x / length for x, length in zip(row, LENGTHS)] for row in kl], [str(length) for length in LENGTHS]
+    return two_maps([("KL per token", drift, names, "tokens of a response", fig.COLORS["kl"], 0.7, 3),
+                     ("score", score, names, "tokens of a response", fig.COLORS["scores"], 1.8, 2)],
                     [f"{target:g}" for target in TARGETS], "target", "Heat maps: KL per token and score by target and length")
 
 
@@ -390,12 +399,13 @@ def figure_width(steps: list[dict[str, str]]) -> str:
 def figures() -> dict[str, str]:
     """All figures of the page: file name -> SVG."""
     rows, steps = read_rows(RUNS), read_rows(STEPS)
-    return {"tuning_rate.svg": figure_rate(rows), "tuning_frontier.svg": figure_frontier(rows), "tuning_size.svg": figure_size(rows), "tuning_target.svg": figure_target(rows),
-            "tuning_width.svg": figure_width(steps)}
+    return {"tuning_rate.svg": figure_rate(rows), "tuning_frontier.svg": figure_frontier(rows), "tuning_size.svg": figure_size(rows),
+            "tuning_target.svg": figure_target(rows), "tuning_width.svg": figure_width(steps)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tutorial.tuning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m tutorial.tuning", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true", help="train what the first CSV lacks")
     parser.add_argument("--run-steps", action="store_true", help="measure what the second CSV lacks")
     parser.add_argument("--draw", action="store_true", help="draw the figures, refresh the tables of tuning.md")
@@ -411,7 +421,9 @@ def main() -> None:
         PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     if not (arguments.run or arguments.run_steps or arguments.draw):
         print("\n\n".join(f"{name}\n{table}" for name, table in tables().items()))
-        print(f"\n{len(SEEDS)} seeds; score - {KL_COEF} KL of the demo's setting has a standard deviation of {spread(read_rows(RUNS)):.2f} between them")
+        here, noisy = (spread(read_rows(RUNS), **settings) for settings in ({}, NOISY))
+        print(f"\n{len(SEEDS)} seeds, standard deviation of score - {KL_COEF} KL between them: {here:.2f} with the demo's setting, "
+              f"{noisy:.2f} with minibatches of {NOISY['mini_batch_size']}")
 
 
 if __name__ == "__main__":
