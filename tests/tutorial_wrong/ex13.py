@@ -37,6 +37,10 @@ evaluate__value_after_the_token = changed(
     ex13.evaluate, "the values are read one position late", ("values[row, position]", "values[row, position + 1]"))
 evaluate__no_gradient = changed(ex13.evaluate, "no gradient flows through logprobs", ("model(tokens)", "[x.detach() for x in model(tokens)]"))
 evaluate__upside_down = changed(ex13.evaluate, "the mask is upside down", ("0.0), mask", "0.0), ~mask"))
+evaluate__exchanged = changed(
+    ex13.evaluate, "the two first results are exchanged",
+    ("return torch.where(mask, logprobs, 0.0), torch.where(mask, values[row, position], 0.0)",
+     "return torch.where(mask, values[row, position], 0.0), torch.where(mask, logprobs, 0.0)"))
 evaluate__two_results = changed(ex13.evaluate, "expected 3 results", (", torch.where(mask, values[row, position], 0.0), mask", ""))
 
 
@@ -131,6 +135,10 @@ credit__no_lam = changed(ex13.credit, "lam is not used", (*LOOP, "config.gamma *
 credit__surprises = changed(ex13.credit, "these are the surprises alone", (" + config.gamma * config.lam * next_advantage", ""))
 credit__all_columns = changed(
     ex13.credit, "the padding counted in the whitening", ("real = advantages + values, advantages[mask]", "real = advantages + values, advantages"))
+credit__rows = changed(
+    ex13.credit, "each row is whitened by itself",
+    ("(advantages - real.mean()) * torch.rsqrt(real.var() + 1e-8)",
+     "torch.stack([(a - a[m].mean()) / a[m].std() for a, m in zip(advantages, mask)])"))
 credit__plain = changed(
     ex13.credit, "the advantages are not whitened", ("(advantages - real.mean()) * torch.rsqrt(real.var() + 1e-8)", "advantages"))
 credit__exchanged = changed(
@@ -196,6 +204,10 @@ update__last_losses = changed(
     ex13.update, "those of the last minibatch alone",
     ("        optimizer.zero_grad()", "        losses = torch.zeros(2)\n        optimizer.zero_grad()"), ("losses / len(minibatches_of_all)", "losses"))
 update__sum_of_losses = changed(ex13.update, "the losses are sums over all minibatches", ("losses / len(minibatches_of_all)", "losses"))
+update__mean_of_micro_batches = changed(
+    ex13.update, "the losses are divided by all micro-batches", ("losses / len(minibatches_of_all)", "losses / sum(map(len, minibatches_of_all))"))
+update__weighted_value_loss = changed(
+    ex13.update, "the value loss is multiplied by vf_coef", ('"ppo/loss/value": value_loss', '"ppo/loss/value": config.vf_coef * value_loss'))
 update__log_ratios = changed(ex13.update, "the ratios are logarithms", ("ratio.detach()[mask]", "ratio.detach()[mask].log()"))
 update__padded_ratios = changed(ex13.update, "the ratios hold the padding", ("ratio.detach()[mask]", "ratio.detach().flatten()"))
 update__last_ratios = changed(ex13.update, "only the ratios of the last micro-batch", ("torch.cat(ratios)", "ratios[-1]"))
@@ -230,6 +242,8 @@ step__early = changed(
     ex13.step, "the controller moved before the rewards were made",
     ("    advantages, returns", "    kl = (logprobs - ref_logprobs).sum(1).mean().item()\n    kl_coef = kl_coef * (1 + min(max(kl / config.target - 1, "
                                "-0.2), 0.2) * len(queries) / config.horizon)\n    advantages, returns"), ("if config.adap_kl_ctrl", "if False"))
+step__reports_the_next = changed(
+    ex13.step, "objective/kl_coef is the next one", ("    return stats", "    stats['objective/kl_coef'] = kl_coef\n    return stats"))
 step__one_result = changed(ex13.step, "expected 2 results", ("return stats, kl_coef", "return stats"))
 step__no_kl = changed(ex13.step, "objective/kl is missing in the statistics", ('"objective/kl": kl, ', ""))
 

@@ -3,7 +3,7 @@
 from ..figures import COLORS, INK, LINE, MUTED, Axes, dot, legend, rect, svg, text
 
 LOOPS = [       # loop, its colour, and what happens in it, before the next loop and behind it: words, shapes, colour
-    ("step", "tokens", [("sample, score", "B × (R,), (B,)", "tokens"), ("draw the epochs", "3 × B rows", "tokens"),
+    ("step", "tokens", [("sample, score", "B × (R,), (B,)", "tokens"), ("draw the epochs", "epochs × B rows", "tokens"),
                         ("rollout: logprobs, values", "(B, R)", "logprobs"), ("rollout: ref_logprobs", "(B, R)", "ref_logprobs"),
                         ("credit: advantages, returns", "(B, R)", "advantages")],
      [("controller: the next kl_coef", "1 number", "kl")]),
