@@ -79,9 +79,9 @@ def test_only_with_the_fault_nothing_is_clipped_in_bug1(runs):
 def test_only_with_the_fault_kl_coef_falls_while_the_kl_is_above_its_target_in_bug2(runs):
     target = 2.0
     for history, falls in zip(runs[2], (True, False)):
-        above = [(step["kl_coef"], after["kl_coef"]) for step, after in zip(history, history[1:]) if step["kl"] > 1.5 * target]
-        assert len(above) > 20 and all((after < before) == falls for before, after in above)
-    assert runs[2][0][-1]["kl"] > 2 * runs[2][1][-1]["kl"]
+        above = [(step["kl_coef"], after["kl_coef"]) for step, after in zip(history, history[1:]) if step["kl"] > target]
+        assert len(above) > 8 and all((after < before) == falls for before, after in above)
+    assert runs[2][0][-1]["kl"] > 10 and max(step["kl"] for step in runs[2][1]) < 6
 
 
 def test_only_with_the_fault_a_token_of_each_response_is_never_trained_in_bug3(runs):
