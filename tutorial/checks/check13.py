@@ -3,6 +3,7 @@ the usual mistakes, made on purpose. The answers to "find the bug" stand at the 
 """
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -281,11 +282,7 @@ def _update(model, queries, responses, old, epochs, config, mistake=""):
                 model.zero_grad()
             ((-policy if mistake == "sign" else policy) + vf_coef * value).backward()
             total += torch.stack([policy, value]).detach()
-            if mistake == "step a micro":
-                optimizer.step()
-                model.zero_grad()
-        if mistake != "step a micro":
-            optimizer.step()
+        optimizer.step()
         losses.append(total)
     return optimizer.gradients, torch.stack(losses)
 
@@ -326,15 +323,28 @@ UPDATE_MISTAKES = {
 }
 
 
-def check_update(update):
+def _update_case():
+    """Arguments of an update: tokens that have drifted from the rollout, two epochs of two minibatches of two micro-batches."""
     model, queries, responses = _model(), _ragged([2, 4, 1, 3, 2, 1], 1), _ragged([3, 1, 2, 5, 2, 4], 2)
     epochs = [[[[0, 1], [2]], [[3, 4], [5]]], [[[5, 0], [2]], [[1, 4], [3]]]]
-    config = PPOConfig(cliprange=0.25, cliprange_value=0.125, vf_coef=0.25)
     with torch.no_grad():
         logprobs, values, mask = response_logprobs(model, queries, responses)
     generator = torch.Generator().manual_seed(4)
     drift, gap, A, G = (torch.where(mask, torch.randn(mask.shape, generator=generator), 0.0) for _ in range(4))
-    old = logprobs - 0.3 * drift, values + 0.3 * gap, A, G
+    return model, queries, responses, (logprobs - 0.3 * drift, values + 0.3 * gap, A, G), epochs, mask, (0.3 * drift).exp()
+
+
+UPDATE_CONFIG = PPOConfig(cliprange=0.25, cliprange_value=0.125, vf_coef=0.25)
+
+
+@cache
+def _updated(mistake: str = ""):
+    return _update(*_update_case()[:5], UPDATE_CONFIG, mistake)
+
+
+def check_update(update):
+    model, queries, responses, old, epochs, mask, ratios = _update_case()
+    config = UPDATE_CONFIG
     recorder = _Recorder(model)
     stats = update(model, recorder, queries, responses, *old, epochs, config)
     n, steps = len(recorder.gradients), 4
@@ -347,10 +357,10 @@ def check_update(update):
 
     def fits(wanted):
         return all(torch.allclose(x, y, rtol=1e-3, atol=1e-5 * float(y.norm())) for x, y in zip(recorder.gradients, wanted))
-    wanted, losses = _update(model, queries, responses, old, epochs, config)
+    wanted, losses = _updated()
     if not fits(wanted):
         for message, mistake in UPDATE_MISTAKES.items():
-            if fits(_update(model, queries, responses, old, epochs, config, mistake)[0]):
+            if fits(_updated(mistake)[0]):
                 raise Mistake(message)
         got, right = recorder.gradients[0], wanted[0]
         cosine, length = float(torch.cosine_similarity(got, right, dim=0)), float(got.norm() / right.norm())
@@ -368,7 +378,6 @@ def check_update(update):
                 losses[:, i].sum() / per_micro,
             "the gradients are right; the value loss is multiplied by vf_coef: return it without": config.vf_coef * losses[:, i].mean(),
         }, f"the gradients are right; {key}")
-    ratios = torch.where(mask, logprobs - old[0], 0.0).exp()
     order = [rows for epoch in epochs for minibatch in epoch for rows in minibatch]
     real = torch.cat([ratios[rows][mask[rows]] for rows in order])
     compare(stats.get("ppo/policy/ratio"), real, {
@@ -449,10 +458,19 @@ def _as_trainer(model, reference, optimizer, queries, responses, scores, kl_coef
     return stats, trainer.kl_controller.value
 
 
+STEP_CONFIG = PPOConfig(mini_batch_size=4, gradient_accumulation_steps=2, ppo_epochs=3, adap_kl_ctrl=True, target=0.25, horizon=96)
+
+
+@cache
+def _stepped(mistake: str = "") -> Tensor:
+    """The right table of two steps, by PPOTrainer, or that of a mistake."""
+    return _steps((lambda *given: _step(*given, mistake=mistake)) if mistake else _as_trainer, STEP_CONFIG)[0]
+
+
 def check_step(step):
-    config = PPOConfig(mini_batch_size=4, gradient_accumulation_steps=2, ppo_epochs=3, adap_kl_ctrl=True, target=0.25, horizon=96)
+    config = STEP_CONFIG
     got, stats = _steps(step, config)
-    wanted, right = _steps(_as_trainer, config)
+    wanted = _stepped()
     first = [row for rows in ours.minibatches(24, config, torch.Generator().manual_seed(7))[0] for row in rows]
     lengths = [len(response) for response in _model(n_embd=32).generate(_ragged([1 + i % 4 for i in range(24)], 1), max_new_tokens=7,
                                                                         eos_token_id=0, seed=0)]
@@ -465,7 +483,7 @@ def check_step(step):
         return torch.allclose(got, numbers, rtol=1e-3, atol=1e-4)
     if not fits(wanted):
         for message, mistake in STEP_MISTAKES.items():
-            if fits(_steps(lambda *given: _step(*given, mistake=mistake), config)[0]):
+            if fits(_stepped(mistake)):
                 raise Mistake(message)
         row, column = ((got - wanted).abs() > 1e-4 + 1e-3 * wanted.abs()).nonzero()[0].tolist()
         raise Mistake(f"{(*KEYS, 'the next kl_coef')[column]} of step {row + 1} is {got[row, column]:.6f}, PPOTrainer's {wanted[row, column]:.6f}")
@@ -515,33 +533,52 @@ TRAIN_MISTAKES = {
 }
 
 
-def check_train(train):
-    queries, score = _ragged([1 + i % 4 for i in range(12)], 1), lambda response: float((response == 4).sum()) - 0.1 * len(response)
-    config = PPOConfig(mini_batch_size=4, gradient_accumulation_steps=2, ppo_epochs=2, learning_rate=3e-3, adam_eps=1e-3, seed=3,
-                       init_kl_coef=0.25, target=0.5, horizon=48)
+TRAIN_CONFIG = PPOConfig(mini_batch_size=4, gradient_accumulation_steps=2, ppo_epochs=2, learning_rate=3e-3, adam_eps=1e-3, seed=3,
+                         init_kl_coef=0.25, target=0.5, horizon=48)
 
-    def curves(history):
-        if not isinstance(history, list) or len(history) != 4:
-            raise Mistake("expected a list of 4 dicts, the statistics of each step" + (": you returned None" if history is None else ""))
-        return torch.tensor([[float(stats[key]) for key in KEYS] for stats in history])
+
+def _train_case():
+    """Arguments of train: four steps on twelve ragged queries."""
+    return [_ragged([1 + i % 4 for i in range(12)], 1), lambda response: float((response == 4).sum()) - 0.1 * len(response),
+            TRAIN_CONFIG, 4, 6, 0]
+
+
+def _curves(history) -> Tensor:
+    return torch.tensor([[float(stats[key]) for key in KEYS] for stats in history])
+
+
+@cache
+def _trained(mistake: str = "") -> tuple[Tensor, GPT2WithValueHead]:
+    """The right metrics of four steps and the model, by PPOTrainer, or those of a mistake."""
+    model, (queries, score, config, steps, max_new_tokens, eos) = _model(), _train_case()
+    if mistake:
+        return _curves(_train(model, queries, score, config, steps, max_new_tokens, eos, mistake)), model
+    trainer, history = PPOTrainer(config, model), []
+    for _ in range(steps):
+        responses = trainer.generate(queries, max_new_tokens=max_new_tokens, eos_token_id=eos)
+        history.append(trainer.step(queries, responses, [score(response) for response in responses]))
+    return _curves(history), model
+
+
+def check_train(train):
+    policy = _model()
+    history = train(policy, *_train_case())
+    if not isinstance(history, list) or len(history) != 4:
+        raise Mistake("expected a list of 4 dicts, the statistics of each step" + (": you returned None" if history is None else ""))
+    got, (wanted, trained) = _curves(history), _trained()
 
     def fits(numbers):
         return torch.allclose(got, numbers, rtol=1e-3, atol=1e-4)
-    policy, trainer, right = _model(), PPOTrainer(config, _model()), []
-    for _ in range(4):
-        responses = trainer.generate(queries, max_new_tokens=6, eos_token_id=0)
-        right.append(trainer.step(queries, responses, [score(response) for response in responses]))
-    got, wanted = curves(train(policy, queries, score, config, 4, 6, 0)), curves(right)
     if not fits(wanted):
         for message, mistake in TRAIN_MISTAKES.items():
-            if fits(curves(_train(_model(), queries, score, config, 4, 6, 0, mistake))):
+            if fits(_trained(mistake)[0]):
                 raise Mistake(message)
         if abs(got[0, 0] - wanted[0, 0]) > 1e-4:
             raise Mistake(f"the mean score of the first step is {got[0, 0]:.4f}, PPOTrainer's {wanted[0, 0]:.4f}: sample with a generator "
                           "seeded with config.seed, and score the responses")
         row, column = ((got - wanted).abs() > 1e-4 + 1e-3 * wanted.abs()).nonzero()[0].tolist()
         raise Mistake(f"{KEYS[column]} of step {row + 1} is {got[row, column]:.6f}, PPOTrainer's {wanted[row, column]:.6f}")
-    weights = [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in (policy, trainer.model, _model())]
+    weights = [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in (policy, trained, _model())]
     if torch.equal(weights[0], weights[2]):
         raise Mistake("the metrics are right, but the model that you were given has not changed: train it, and copy the reference")
     if not torch.allclose(weights[0], weights[1], atol=1e-3):
@@ -595,6 +632,7 @@ def _source(number: int, mended: bool = False) -> str:
     return text.replace(BUGS[number].wrong, BUGS[number].mended) if mended else text
 
 
+@cache
 def _run(number: int, mended: bool = False) -> list[dict]:
     namespace = {"__name__": f"bug{number}"}
     exec(compile(_source(number, mended), f"bug{number}.py", "exec"), namespace)
