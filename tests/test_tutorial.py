@@ -24,7 +24,7 @@ BY_NAME = {path.stem: path for path in CHAPTERS}
 NUMBERS = [path.name[:2] for path in CHAPTERS]
 PAGES = sorted(HERE.glob("*.md"))
 SECTIONS = ["The question", "On paper", "The formula", "The code", "Run it", "What goes wrong", "Exercises", "Quiz", "New words", "Elsewhere"]
-QUESTION = re.compile(r"^\*\*(\d)\.\*\* .+?\n\n((?:- [a-d]\) .+\n)+)\n<details><summary>Answer</summary>\n\n\*\*([a-d])\.\*\* (.+?)\n\n</details>$", re.M | re.S)
+QUESTION = re.compile(r"^\*\*(\d)\.\*\* .+?\n\n((?:- [a-d]\) [^\n]+\n)+)\n<details><summary>Answer</summary>\n\n\*\*([a-d])\.\*\* (.+?)\n\n</details>$", re.M | re.S)
 SHAPE = re.compile(r"\[([^\]]*)\]\(([^)\s]+)(?: \"[^\"]*\")?\)")
 
 
