@@ -20,15 +20,16 @@ def failures(chapter: dict) -> str:
     for i, (name, metric, y_range, ticks) in enumerate(PANELS):
         left, top = 42 + 204 * (i % 2), 54 + 138 * (i // 2)
         history, healthy = chapter["runs"][name], chapter["runs"]["healthy"]
-        axes = Axes(left, top, 158, 72, (1, 16), y_range)
+        steps = max(16, len(history))
+        axes = Axes(left, top, 158, 72, (1, steps), y_range)
         parts += [text(left - 26, top - 28, name, 13, INK, bold=True), text(left - 26, top - 12, metric, 12, MUTED, mono=True)]
-        parts += axes.frame(x_ticks=range(1, 17, 3), y_ticks=ticks)
+        parts += axes.frame(x_ticks=range(1, steps + 1, 3 if steps < 20 else 9), y_ticks=ticks)
         curves = [[min(max(step[metric], y_range[0]), y_range[1]) for step in run] for run in (healthy, history)]
         parts.append(axes.curve(range(1, 17), curves[0], MUTED, 1.5))
         if name == "large steps":               # the first step alone: what follows depends on the machine's last bits
             parts += [dot(axes.x(1), axes.y(curves[1][0]), FAULT, 4), text(axes.x(1) + 10, axes.y(curves[1][0]) + 4, "step 1", 12, FAULT)]
         else:
-            parts.append(axes.curve(range(1, 17), curves[1], FAULT, 2.2))
+            parts.append(axes.curve(range(1, steps + 1), curves[1], FAULT, 2.2))
     left, top = 246, 54 + 138 * 3
     parts += [line([(left - 10, top + 12), (left + 14, top + 12)], FAULT, 2.2), text(left + 22, top + 16, "with the fault", 12),
               line([(left - 10, top + 34), (left + 14, top + 34)], MUTED, 1.5), text(left + 22, top + 38, "healthy run", 12),
