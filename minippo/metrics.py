@@ -185,8 +185,9 @@ METRICS = [
     Metric("ppo/skipped_nonfinite", "Skipped as not finite", "of these, the ones whose loss or gradient was not finite",
            "count", "Stays at 0.", "Above 0: look for NaN in scores and weights.", "update"),
     Metric("ppo/early_stopped", "Stopped early", "1 where the update ended early on its KL",
-           "approximate KL of a minibatch > 1.5 * target_kl", "Mostly 0.",
-           "Always 1: most of each batch goes unused; lower the learning rate.", "update"),
+           "early_stopping and approximate KL of a minibatch > 1.5 * target_kl", "Mostly 0; always, unless early_stopping is set.",
+           "Always 1: most of each batch goes unused; lower the learning rate. The default target_kl of 1.0 is a last resort, "
+           "it fires at 1.5 nats a token: 0.07 fires at about 0.1.", "update"),
     Metric("ppo/val/var_explained", "Explained variance", "how much of the returns the values at rollout predict",
            "1 - var(returns - values) / var(returns)", "Climbs from about 0 towards 1.",
            "Near 0 or below late in a run: the values predict no better than a constant; on pure noise it stays there.", "value"),
@@ -217,7 +218,9 @@ METRICS = [
     Metric("tokens/queries_len_std", "Spread of the query lengths", "standard deviation", "std(Q) with n - 1", "As the data.",
            "Only the data moves it.", "text"),
     Metric("samples/distinct", "Distinct responses", "share of different responses in the batch", "count(distinct) / B",
-           "Close to 1; above one half at least.", "Falling: one answer to every query.", "text"),
+           "Close to 1 where responses are long. It may fall with the number of good answers: 0.2 to 0.4 is healthy for the "
+           "course's toys, which have 32 sentences or fewer worth saying.",
+           "Below a tenth, or falling while the score stands still: one answer to every query.", "text"),
     *(Metric(f"eval/{name}", f"Evaluation: {title}", what + ", on the evaluation prompts", formula, healthy, moves, "eval")
       for name, title, what, formula, healthy, moves in (
           ("score", "score", "mean score of the responses", "mean(scores)", "Rises with the score of training.",

@@ -5,7 +5,9 @@ Chapters are found by their file names. Those marked `<!-- slow -->` run only wh
 
 import importlib
 import inspect
+import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from tutorial import build, check, figures, swap
 from tutorial.build import HERE
@@ -142,10 +145,65 @@ def test_the_command_names_the_mistake_and_what_builds_on_it(tmp_path):
 
 def test_compare_names_what_is_not_a_number_of_the_right_shape():
     for got, message in [(None, "return statement"), ("three", "expected the result to be a tensor"), ([1.0], "has shape (1,), expected (2,)"),
-                         ([1.0, 2.5], "the result: got [1, 2.5], expected [1, 2]"), ([float("nan"), 2.0], "nan"), ([2.0, 1.0], "turned round")]:
+                         ([1.0, 2.5], "the result at [1]: got 2.5, expected 2"), ([float("nan"), 2.0], "got nan, expected 1"),
+                         ([2.0, 1.0], "turned round")]:
         with pytest.raises(check.Mistake, match=re.escape(message)):
             check.compare(got, [1.0, 2.0], {"turned round": [2.0, 1.0]})
     check.compare([1.0, 2.0], [1.0, 2.0], {})
+
+
+def test_where_no_mistake_fits_the_first_wrong_number_is_told_with_its_formula():
+    def td_errors(values, rewards, mask, gamma):
+        right = importlib.import_module("tutorial.solutions.ex08").td_errors(values, rewards, mask, gamma)
+        return right + torch.tensor([[0.0, 0.0, 1.0], [0.5, 0.0, 0.0]])
+    assert check.verdict(check.checks_of(8)["td_errors"], td_errors) == (
+        "the TD errors at row 0, column 2: got 3, expected 2 = 3 + 0.5 * 0 - 1, reward + gamma * next value - value (the first of 2 that differ)")
+    with pytest.raises(check.Mistake, match=re.escape("the sum: got 4, expected 3 = 1 + 2")):
+        check.compare(4, 3, {}, "the sum", formula="1 + 2")
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_every_formula_gives_the_number_expected_and_no_two_mistakes_look_alike(number, monkeypatch):
+    """Formulas begin with arithmetic, up to the first comma that is followed by words, or are words altogether."""
+    names = {name: getattr(math, name) for name in ("exp", "log", "sqrt", "tanh", "pi")}
+    module = importlib.import_module(f"tutorial.checks.check{number}")
+    if not hasattr(module, "compare"):
+        return
+    calls = []
+
+    def compare(got, wanted, mistakes, what="the result", tolerance=1e-4, formula=""):
+        calls.append(what)
+        wanted = torch.as_tensor(wanted).double()
+        assert formula or wanted.numel() == 1, what
+        for index in torch.ones(wanted.shape).nonzero().tolist():
+            words = formula(*index) if callable(formula) else formula
+            if re.match(r"[-\d(]|log|exp", words):
+                assert eval(words.split(", ")[0], names) == pytest.approx(wanted[tuple(index)].item(), abs=tolerance), (what, words)
+        results = [("right", wanted)] + [(message, torch.as_tensor(numbers).double()) for message, numbers in mistakes.items()]
+        for (one, x), (other, y) in itertools.combinations(results, 2):
+            assert x.shape != y.shape or not torch.allclose(x, y, rtol=0, atol=2 * tolerance), f"{what}: {one} / {other}"
+        check.compare(got, wanted, mistakes, what, tolerance)
+    monkeypatch.setattr(module, "compare", compare)
+    for number, name in solved(number):
+        assert check.verdict(check.checks_of(int(number))[name], getattr(importlib.import_module(f"tutorial.solutions.ex{number}"), name)) is None
+    assert calls
+
+
+def test_an_answer_works_on_clones_and_is_named_if_it_writes_into_them():
+    given, rows = torch.tensor([1.0, float("nan")]), [[1, 2]]
+
+    def answer(x, lists, n=1):
+        x += n
+        return x
+    with pytest.raises(check.Mistake, match="you changed `x` in place"):
+        check.guarded(answer)(given, rows)
+    with pytest.raises(check.Mistake, match="you changed `lists` in place"):
+        check.guarded(lambda x, lists: lists[0].append(3))(given, rows)
+    assert given[0] == 1 and rows == [[1, 2]]
+    assert check.guarded(lambda x, lists, n=1: n)(given, lists=rows, n=2) == 2
+    leaf = torch.ones(2, requires_grad=True)
+    check.guarded(lambda x: (2 * x).sum())(leaf).backward()
+    assert leaf.grad.tolist() == [2.0, 2.0]
 
 
 def test_an_error_in_the_learners_code_is_told_with_its_line():
@@ -246,7 +304,6 @@ def test_a_picture_is_compared_with_a_pixels_tolerance():
 
 def test_the_learners_functions_train_exactly_as_ours(capsys):
     """The folded solutions, put into ppo.py, make the same update to the last bits; a stub is refused."""
-    import torch
     from conftest import make_policy, make_ragged
     from minippo.ppo import PPOConfig, PPOTrainer
 
@@ -265,3 +322,29 @@ def test_the_learners_functions_train_exactly_as_ours(capsys):
     finally:
         swap.use_originals()
     assert torch.equal(weights(), expected)
+
+
+def test_swap_refuses_a_function_that_writes_into_its_inputs_and_stops_a_run_in_which_it_does(monkeypatch, capsys):
+    from conftest import make_policy, make_ragged
+    from minippo.ppo import PPOConfig, PPOTrainer
+    solutions = importlib.import_module("tutorial.solutions.ex07")
+    right = solutions.compute_rewards
+
+    def refused(scores, logprobs, ref_logprobs, mask, kl_coef):
+        rewards = right(scores, logprobs, ref_logprobs, mask, kl_coef)
+        logprobs -= ref_logprobs
+        return rewards
+
+    def sly(scores, logprobs, ref_logprobs, mask, kl_coef):
+        rewards = right(scores, logprobs, ref_logprobs, mask, kl_coef)
+        return rewards if len(scores) == 2 else (logprobs.zero_(), rewards)[1]          # the check has two responses
+    try:
+        monkeypatch.setattr(solutions, "compute_rewards", refused)
+        assert "compute_rewards" not in swap.use_exercises("solutions")
+        assert "compute_rewards: ours; yours: you changed `logprobs` in place" in capsys.readouterr().out
+        monkeypatch.setattr(solutions, "compute_rewards", sly)
+        assert "compute_rewards" in swap.use_exercises("solutions")
+        with pytest.raises(check.Mistake, match="you changed `logprobs` in place"):
+            PPOTrainer(PPOConfig(), make_policy()).step(make_ragged([3, 2, 4]), make_ragged([4, 1, 2], seed=1), [1.0, -1.0, 0.5])
+    finally:
+        swap.use_originals()

@@ -5,13 +5,15 @@
 
 In a notebook: `from tutorial.check import check`, then `check(8, my_function)` for functions defined there.
 A check is a function `check_NAME(NAME)` in checks/checkNN.py: it calls the learner's function on small numbers and compares
-the result with numbers worked out by hand, and with those that the usual mistakes give.
+the result with numbers worked out by hand, and with those that the usual mistakes give. The function works on clones.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import inspect
 import sys
 import traceback
 from typing import Callable
@@ -26,7 +28,7 @@ class Mistake(Exception):
     """What is wrong with an answer, in words for its author."""
 
 
-def compare(got, wanted, mistakes: dict, what: str = "the result", tolerance: float = 1e-4) -> None:
+def compare(got, wanted, mistakes: dict, what: str = "the result", tolerance: float = 1e-4, formula: str | Callable = "") -> None:
     """Mistake unless `got` has the shape and the numbers of `wanted`.
 
     Args:
@@ -34,6 +36,8 @@ def compare(got, wanted, mistakes: dict, what: str = "the result", tolerance: fl
         wanted: a number, list or tensor, worked out by hand.
         mistakes: message -> the result that this mistake gives; the first that fits is the one reported.
         what: the name of the result in messages.
+        formula: where no mistake fits, how the first wrong number comes about, "0.25 + 0.5 * 0.5"; for a tensor a function that
+            says so of an index, (row, column) -> words.
     """
     if got is None:
         raise Mistake(f"{what} is None: is the return statement missing?")
@@ -54,20 +58,52 @@ def compare(got, wanted, mistakes: dict, what: str = "the result", tolerance: fl
     wanted = torch.as_tensor(wanted).double()
     if got.shape != wanted.shape:
         raise Mistake(f"{what} has shape {tuple(got.shape)}, expected {tuple(wanted.shape)}")
-    raise Mistake(f"{what}: got {show(got)}, expected {show(wanted)}")
+    wrong = (~torch.isclose(got, wanted, rtol=0, atol=tolerance)).nonzero().tolist()
+    index = tuple(wrong[0])
+    words = formula(*index) if callable(formula) else formula
+    place = f" at row {index[0]}, column {index[1]}" if len(index) == 2 else f" at {list(index)}" if index else ""
+    count = f" (the first of {len(wrong)} that differ)" if len(wrong) > 1 else ""
+    raise Mistake(f"{what}{place}: got {got[index]:.6g}, expected {wanted[index]:.6g}{' = ' + words if words else ''}{count}")
 
 
-def show(x: Tensor) -> str:
-    """A tensor as nested lists of numbers with at most four decimals."""
-    if x.dim() == 0:
-        return f"{float(x):.4f}".rstrip("0").rstrip(".")
-    return "[" + ", ".join(show(row) for row in x) + "]"
+def cloned(x):
+    """Tensors cloned, with gradients flowing through, and lists, dicts and sets of them copied; modules and numbers are themselves."""
+    if isinstance(x, Tensor):
+        return x.clone()
+    if isinstance(x, dict):
+        return {key: cloned(value) for key, value in x.items()}
+    return type(x)(map(cloned, x)) if type(x) in (list, tuple, set) else x
+
+
+def same(x, y) -> bool:
+    """Whether nothing differs between x and what cloned(x) has become; nan is nan."""
+    if isinstance(x, Tensor):
+        return x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
+    if isinstance(x, dict):
+        return x.keys() == y.keys() and all(same(value, y[key]) for key, value in x.items())
+    return len(x) == len(y) and all(map(same, x, y)) if isinstance(x, (list, tuple)) else x is y or x == y
+
+
+def guarded(answer: Callable) -> Callable:
+    """`answer` on clones of its arguments, so that it spoils neither a check nor a run; Mistake where it wrote into them."""
+    @functools.wraps(answer)
+    def guard(*args, **kwargs):
+        call = inspect.signature(answer).bind(*args, **kwargs)
+        given = dict(call.arguments)
+        call.arguments.update(cloned(given))
+        result = answer(*call.args, **call.kwargs)
+        for name, x in given.items():
+            if not same(x, call.arguments[name]):
+                raise Mistake(f"you changed `{name}` in place: whoever called you still needs it. Make a new tensor: "
+                              "x = x - y, not x -= y; or write into a clone()")
+        return result
+    return guard
 
 
 def verdict(check_one: Callable, answer: Callable) -> str | None:
     """What is wrong with `answer` in the eyes of one check; None if nothing is."""
     try:
-        check_one(answer)
+        check_one(guarded(answer))
     except NotImplementedError as error:
         if not error.args:                          # the stub's own; torch's say what is not implemented
             return "not written yet"

@@ -4,8 +4,9 @@
 
 or, in Python: `use_exercises()`, then train as usual; `use_originals()` undoes it.
 
-Only a function that passes its check is put in, so that a half-written exercise cannot spoil a run. The exercises are
-simpler than the originals, which also serve options and statistics; the small adapters here bridge the difference.
+Only a function that passes its check is put in, so that a half-written exercise cannot spoil a run, and it works on clones: one
+that writes into its inputs after all stops the run and is named. The exercises are simpler than the originals, which also serve
+options and statistics; the small adapters here bridge the difference.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 
 from minippo import ppo
 
-from .check import checks_of, verdict
+from .check import checks_of, guarded, verdict
 
 ORIGINALS = {name: getattr(ppo, name) for name in ("compute_rewards", "compute_advantages", "masked_whiten", "ppo_loss")}
 
@@ -71,7 +72,7 @@ def use_exercises(folder: str = "exercises") -> list[str]:
         learners = getattr(importlib.import_module(f"tutorial.{folder}.ex{number:02d}"), name)
         said = verdict(checks_of(number)[name], learners)
         if said is None:
-            setattr(ppo, name, adapt(learners))
+            setattr(ppo, name, adapt(guarded(learners)))
             used.append(name)
         print(f"{name}: {'yours, from chapter ' + str(number) if said is None else 'ours; yours: ' + said}")
     return used

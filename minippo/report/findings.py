@@ -76,7 +76,8 @@ _STRETCHES = (  # key, what is worth a sentence when it persists (target: of the
     ("ppo/policy/clipfrac", lambda v, target: v > 0.3, max,
      "Clip fraction above 0.3 for {n} updates ({span}, highest {worst}): lower learning_rate or ppo_epochs."),
     ("samples/distinct", lambda v, target: v < 0.5, min,
-     "The policy answers every query alike for {n} updates ({span}): at worst a share of {worst} of a batch is distinct."),
+     "Fewer than half of the responses differ for {n} updates ({span}, at worst a share of {worst}): collapse, unless few "
+     "answers are good."),
     ("tokens/at_limit", lambda v, target: v >= 0.99, min,
      "Every response reaches the length limit in {n} updates ({span}): unless meant, raise max_new_tokens or reward ends."),
     ("objective/kl", lambda v, target: v > 2 * target, max,

@@ -29,7 +29,7 @@ def test_a_healthy_run_gets_one_plain_sentence_with_its_numbers():
      {"ppo__policy__clipfrac": lambda s: 0.5 if 9 <= s <= 12 else 0.1}),
     ("Score constant at 0.5", "updates 1 to 20", {"ppo__mean_scores": lambda s: 0.5, "ppo__std_scores": lambda s: 0}),
     ("Every response reaches the length limit", "updates 3 to 20", {"tokens__at_limit": lambda s: float(s > 2)}),
-    ("answers every query alike", "updates 6 to 15): at worst a share of 0.1",
+    ("half of the responses differ", "updates 6 to 15, at worst a share of 0.1",
      {"samples__distinct": lambda s: 0.1 if 5 < s < 16 else 0.95}),
     ("The score has not risen: 0.22 on average of updates 1 to 5, 0.23 of updates 16 to 20; chance alone moves that by 0.0693", "good from bad?",
      {"ppo__mean_scores": lambda s: 0.2 + 0.1 * (s % 2 - 0.4) + 0.03 * (s > 10)}),

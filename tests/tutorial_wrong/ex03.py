@@ -5,6 +5,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from tutorial.solutions import ex03
+
 
 def gelu_tanh__exact(x):
     """this is the exact GELU"""
@@ -140,3 +142,15 @@ def causal_attention__minus_infinity_times_zero(q, k, v):
     """0 * -inf is nan"""
     T, D = q.shape[-2:]
     return (q @ k.transpose(-2, -1) / D**0.5 + torch.ones(T, T).triu(1) * -torch.inf).softmax(-1) @ v
+
+
+def gelu_tanh__in_place(x):
+    """you changed `x` in place"""
+    return ex03.gelu_tanh(x.mul_(1 + 1e-3))
+
+
+def causal_attention__scaled_in_place(q, k, v):
+    """you changed `q` in place"""
+    q /= q.shape[-1] ** 0.5
+    fits = q @ k.transpose(-2, -1)
+    return fits.masked_fill(torch.ones(3, 3, dtype=torch.bool).triu(1), -torch.inf).softmax(-1) @ v

@@ -166,3 +166,18 @@ def response_columns__pushed_right(all_logprobs, query_lengths, response_lengths
 def response_columns__the_query(all_logprobs, query_lengths, response_lengths):
     """these are the query's columns"""
     return cut(all_logprobs, [0] * len(query_lengths), response_lengths)
+
+
+def logprobs_from_logits__in_place(logits, tokens, temperature):
+    """you changed `logits` in place"""
+    logits /= temperature
+    return logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
+
+
+def response_columns__popped(all_logprobs, query_lengths, response_lengths):
+    """you changed `query_lengths` in place"""
+    longest, rows = max(response_lengths), []
+    for row, R in zip(all_logprobs, response_lengths):
+        Q = query_lengths.pop(0)
+        rows.append(torch.cat([row[Q - 1:Q - 1 + R], torch.zeros(longest - R)]))
+    return torch.stack(rows)

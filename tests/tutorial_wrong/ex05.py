@@ -148,3 +148,29 @@ def create_reference_model__sets_the_mode_back_to_training(model):
     twin = copy.deepcopy(model.eval()).requires_grad_(False)
     model.train()
     return twin
+
+
+def new_value_head__float64(n_embd):
+    """leave dtype out"""
+    return zeros(nn.Linear(n_embd, 1, dtype=torch.float64))
+
+
+def response_values__ends_at_the_length(hidden, v_head, query_length, response_length):
+    """it must end R positions after its start"""
+    return v_head(hidden[:, query_length - 1:response_length]).squeeze(-1)
+
+
+def response_values__too_early(hidden, v_head, query_length, response_length):
+    """one position too early"""
+    return v_head(hidden[:, query_length - 2:query_length - 2 + response_length]).squeeze(-1)
+
+
+def response_values__one_for_all(hidden, v_head, query_length, response_length):
+    """one value stands in every column"""
+    return v_head(hidden[:, query_length - 1]).expand(-1, response_length)
+
+
+def response_values__in_place(hidden, v_head, query_length, response_length):
+    """you changed `hidden` in place"""
+    hidden[:, :query_length - 1] = 0
+    return ex05.response_values(hidden, v_head, query_length, response_length)

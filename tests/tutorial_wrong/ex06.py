@@ -4,6 +4,8 @@ import re
 
 import torch
 
+from tutorial.solutions import ex06
+
 
 def words_of(text):
     return re.findall("[a-z]+", text.lower())
@@ -166,3 +168,16 @@ def last_token_scores__largest(scores, lengths):
 def bradley_terry_loss__detached(chosen, rejected):
     """the loss carries no gradient"""
     return -torch.nn.functional.logsigmoid(chosen - rejected).mean().detach()
+
+
+def robust_score__shortens_the_set(queries, responses, good, bad):
+    """you changed `good` in place"""
+    good -= bad
+    good.discard("joy")
+    return ex06.robust_score(queries, responses, good, bad)
+
+
+def bradley_terry_loss__in_place(chosen, rejected):
+    """you changed `chosen` in place"""
+    chosen -= rejected
+    return -torch.nn.functional.logsigmoid(chosen).mean()

@@ -175,3 +175,70 @@ def compute_rewards__subtracted(scores, logprobs, ref_logprobs, mask, kl_coef):
 def compute_rewards__every_column(scores, logprobs, ref_logprobs, mask, kl_coef):
     """every column got the score"""
     return penalty(logprobs, ref_logprobs, mask, kl_coef) + scores[:, None]
+
+
+def kl_estimates__weighted(logprobs, ref_logprobs):
+    """k1 is weighted by the token's probability"""
+    k1 = logprobs.exp() * (logprobs - ref_logprobs)
+    return k1, 0.5 * k1**2, (-k1).exp() - 1 + k1
+
+
+def kl_estimates__in_place(logprobs, ref_logprobs):
+    """you changed `logprobs` in place"""
+    k1 = logprobs
+    k1 -= ref_logprobs
+    return k1, 0.5 * k1**2, (-k1).exp() - 1 + k1
+
+
+def compute_rewards__by_length(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """the score was divided by the length and paid on each token"""
+    return penalty(logprobs, ref_logprobs, mask, kl_coef) + torch.where(mask, (scores / mask.sum(1))[:, None], 0.0)
+
+
+def compute_rewards__mean_score(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """the score was divided by the length: it is paid in full"""
+    return penalty(logprobs, ref_logprobs, mask, kl_coef) + at_the_end(scores / mask.sum(1), mask)
+
+
+def compute_rewards__columns_of_all_rows(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """in every row: it needs the row, too"""
+    rewards = penalty(logprobs, ref_logprobs, mask, kl_coef)
+    rewards[:, mask.sum(1) - 1] += scores
+    return rewards
+
+
+def compute_rewards__columns_of_all_rows_masked(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """in every row, before the mask"""
+    rewards = -kl_coef * (logprobs - ref_logprobs)
+    rewards[:, mask.sum(1) - 1] += scores
+    return torch.where(mask, rewards, 0.0)
+
+
+def compute_rewards__mean_kl_at_the_end(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """the mean KL of the response is on the last token"""
+    return at_the_end(scores + penalty(logprobs, ref_logprobs, mask, kl_coef).sum(1) / mask.sum(1), mask)
+
+
+def compute_rewards__one_late(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """one column late"""
+    late = torch.arange(mask.shape[1]) == mask.sum(1, keepdim=True)
+    return penalty(logprobs, ref_logprobs, mask, kl_coef) + torch.where(late, scores[:, None], 0.0)
+
+
+def compute_rewards__one_early(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """one column early"""
+    return penalty(logprobs, ref_logprobs, mask, kl_coef) + at_the_end(scores, mask).roll(-1, 1)
+
+
+def compute_rewards__in_place(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """you changed `logprobs` in place"""
+    kl = logprobs
+    kl -= ref_logprobs
+    return torch.where(mask, -kl_coef * kl, 0.0) + at_the_end(scores, mask)
+
+
+def compute_rewards__scores_in_place(scores, logprobs, ref_logprobs, mask, kl_coef):
+    """you changed `scores` in place"""
+    rewards = penalty(logprobs, ref_logprobs, mask, kl_coef) + at_the_end(scores, mask)
+    scores -= scores.mean()
+    return rewards

@@ -227,3 +227,154 @@ def ppo_loss__values_detached(new_logprobs, new_values, logprobs, values, advant
     """no gradient reaches new_values"""
     return (policy(new_logprobs, logprobs, advantages, mask, c)
             + vf_coef * value(new_values.detach(), values, returns, mask, cv))
+
+
+def clipped_objective(ratio, advantages, mask, c):
+    return -mean(torch.minimum(ratio * advantages, ratio.clamp(1 - c, 1 + c) * advantages), mask)
+
+
+def policy_loss__quotient_of_logarithms(new_logprobs, logprobs, advantages, mask, cliprange):
+    """the ratio is one log-probability over the other"""
+    return clipped_objective(new_logprobs / logprobs, advantages, mask, cliprange)
+
+
+def policy_loss__clips_the_product(new_logprobs, logprobs, advantages, mask, cliprange):
+    """you clipped ratio * advantage"""
+    plain = (new_logprobs - logprobs).exp() * advantages
+    return -mean(torch.minimum(plain, plain.clamp(1 - cliprange, 1 + cliprange)), mask)
+
+
+def policy_loss__ratio_of_the_padding_is_one(new_logprobs, logprobs, advantages, mask, cliprange):
+    """the padding counted with a ratio of 1: its log-ratio is 0"""
+    ratio = ((new_logprobs - logprobs) * mask).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - cliprange, 1 + cliprange) * advantages).sum() / mask.sum()
+
+
+def policy_loss__ratio_of_the_padding_is_one_and_the_mean_over_all(new_logprobs, logprobs, advantages, mask, cliprange):
+    """the padding counted with a ratio of 1, in the sum and in the mean"""
+    ratio = ((new_logprobs - logprobs) * mask).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - cliprange, 1 + cliprange) * advantages).mean()
+
+
+def policy_loss__ratio_of_the_response(new_logprobs, logprobs, advantages, mask, cliprange):
+    """the ratio is that of the whole response"""
+    ratio = clean(new_logprobs - logprobs, mask).sum(1, keepdim=True).exp().expand_as(mask)
+    return clipped_objective(ratio, advantages, mask, cliprange)
+
+
+def policy_loss__mean_ratio_of_the_response(new_logprobs, logprobs, advantages, mask, cliprange):
+    """the ratio is the mean one of the whole response"""
+    ratio = (clean(new_logprobs - logprobs, mask).sum(1) / mask.sum(1)).exp()[:, None].expand_as(mask)
+    return clipped_objective(ratio, advantages, mask, cliprange)
+
+
+def policy_loss__over_the_responses(new_logprobs, logprobs, advantages, mask, cliprange):
+    """you divided by the number of responses"""
+    return -clean(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)), mask).sum() / len(mask)
+
+
+def policy_loss__old_ignored(new_logprobs, logprobs, advantages, mask, cliprange):
+    """logprobs is not used"""
+    return clipped_objective(new_logprobs.exp(), advantages, mask, cliprange)
+
+
+def policy_loss__reinforce(new_logprobs, logprobs, advantages, mask, cliprange):
+    """there is no ratio"""
+    return -mean(new_logprobs * advantages, mask)
+
+
+def policy_loss__zeros_are_no_tokens(new_logprobs, logprobs, advantages, mask, cliprange):
+    """a real token with advantage 0 was left out of the mean"""
+    smaller = clean(torch.minimum(*two(new_logprobs, logprobs, advantages, cliprange)), mask)
+    return -smaller[smaller != 0].mean()
+
+
+def policy_loss__in_place(new_logprobs, logprobs, advantages, mask, cliprange):
+    """you changed `advantages` in place"""
+    advantages[~mask] = 0.0
+    ratio = clean(new_logprobs - logprobs, mask).exp()
+    return clipped_objective(ratio, advantages, mask, cliprange)
+
+
+def value_loss__error_of_the_old(new_values, values, returns, mask, cliprange_value):
+    """the second error is that of the rollout's values"""
+    return 0.5 * mean(torch.maximum((new_values - returns) ** 2, (values - returns) ** 2), mask)
+
+
+def value_loss__compared_with_the_old(new_values, values, returns, mask, cliprange_value):
+    """you compared with the rollout's values"""
+    return 0.5 * mean((new_values - values) ** 2, mask)
+
+
+def value_loss__absolute(new_values, values, returns, mask, cliprange_value):
+    """you took absolute errors: square them"""
+    return 0.5 * mean(torch.maximum(*errors(new_values, values, returns, cliprange_value)).sqrt(), mask)
+
+
+def value_loss__absolute_in_full(new_values, values, returns, mask, cliprange_value):
+    """you took absolute errors, and the half is missing"""
+    return mean(torch.maximum(*errors(new_values, values, returns, cliprange_value)).sqrt(), mask)
+
+
+def value_loss__huber(new_values, values, returns, mask, cliprange_value):
+    """this is the Huber loss, linear"""
+    error = torch.maximum(*errors(new_values, values, returns, cliprange_value)).sqrt()
+    return mean(torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none"), mask)
+
+
+def value_loss__huber_and_a_half(new_values, values, returns, mask, cliprange_value):
+    """this is the Huber loss, and a half too much"""
+    return 0.5 * value_loss__huber(new_values, values, returns, mask, cliprange_value)
+
+
+def value_loss__in_place(new_values, values, returns, mask, cliprange_value):
+    """you changed `returns` in place"""
+    returns -= values
+    return value(new_values, values, returns + values, mask, cliprange_value)
+
+
+def ppo_loss__halved_twice(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """halved twice"""
+    return policy(new_logprobs, logprobs, advantages, mask, c) + 0.5 * vf_coef * value(new_values, values, returns, mask, cv)
+
+
+def ppo_loss__logprobs_exchanged(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """old and new are exchanged in the policy loss"""
+    return policy(logprobs, new_logprobs, advantages, mask, c) + vf_coef * value(new_values, values, returns, mask, cv)
+
+
+def ppo_loss__values_exchanged(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """old and new are exchanged in the value loss"""
+    return policy(new_logprobs, logprobs, advantages, mask, c) + vf_coef * value(values, new_values, returns, mask, cv)
+
+
+def ppo_loss__both_exchanged(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """old and new are exchanged in both losses"""
+    return policy(logprobs, new_logprobs, advantages, mask, c) + vf_coef * value(values, new_values, returns, mask, cv)
+
+
+def ppo_loss__returns_for_advantages(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """the returns stand where the advantages belong"""
+    return policy(new_logprobs, logprobs, returns, mask, c) + vf_coef * value(new_values, values, returns, mask, cv)
+
+
+def ppo_loss__advantages_for_returns(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """the advantages stand where the returns belong"""
+    return policy(new_logprobs, logprobs, advantages, mask, c) + vf_coef * value(new_values, values, advantages, mask, cv)
+
+
+def ppo_loss__advantages_and_returns_exchanged(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """advantages and returns are exchanged"""
+    return policy(new_logprobs, logprobs, returns, mask, c) + vf_coef * value(new_values, values, advantages, mask, cv)
+
+
+def ppo_loss__whitened_again(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """the advantages were whitened here"""
+    white = (advantages - advantages[mask].mean()) / advantages[mask].std()
+    return policy(new_logprobs, logprobs, white, mask, c) + vf_coef * value(new_values, values, returns, mask, cv)
+
+
+def ppo_loss__in_place(new_logprobs, new_values, logprobs, values, advantages, returns, mask, c, cv, vf_coef):
+    """you changed `advantages` in place"""
+    advantages -= advantages[mask].mean()
+    return policy(new_logprobs, logprobs, advantages, mask, c) + vf_coef * value(new_values, values, returns, mask, cv)

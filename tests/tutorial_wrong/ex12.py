@@ -149,3 +149,17 @@ def failing_invariant__surprise_before_reference(step):
     """name the first in the order of the list"""
     said = ex12.failing_invariant(step)
     return "surprise" if said == "reference" and step["logprobs"].mean() < -2 else said
+
+
+def diagnose__pops(metrics):
+    """you changed `metrics` in place"""
+    said = ex12.diagnose(metrics)
+    metrics["objective/kl"].pop(0)
+    return said
+
+
+def failing_invariant__in_place(step):
+    """you changed `step` in place"""
+    said = ex12.failing_invariant(step)
+    step["logprobs"][~step["mask"]] = 1.0
+    return said

@@ -12,6 +12,8 @@ def check_new_value_head(new_value_head):
         raise Mistake("the head is None: is the return statement missing?")
     if not isinstance(head, nn.Linear):
         raise Mistake(f"expected an nn.Linear, got {type(head).__name__}")
+    if head.weight.dtype != torch.float32:
+        raise Mistake(f"the head is {head.weight.dtype}, the model float32: v_head(hidden) would be an error; leave dtype out")
     if tuple(head.weight.shape) != (1, 6):
         raise Mistake(f"the weight has shape {tuple(head.weight.shape)}, expected (1, 6): from C numbers to one")
     if head.bias is None:
@@ -47,7 +49,12 @@ def check_response_values(response_values):
             [[1.5, 1.5, -1.5, 2.5, 8.5, -4.5], [-3.5, -0.5, 3.5, 0.5, -1.5, 4.5]],
         "the bias is missing: call the head, v_head(hidden)": wanted - 0.5,
         "you went on to the end: T may be larger than Q + R, so end at query_length - 1 + R": [[-1.5, 2.5, 8.5], [3.5, 0.5, -1.5]],
-    }, "the values")
+        "nothing is left: a slice [query_length - 1:R] ends at position R; it must end R positions after its start, at "
+        "query_length - 1 + R": torch.zeros(2, 0),
+        "one position too early: the response's first token is predicted at query_length - 1": [[1.5, -1.5], [-0.5, 3.5]],
+        "one value stands in every column: each token has the value of its own position, query_length - 1 + t":
+            [[-1.5, -1.5], [3.5, 3.5]],
+    }, "the values", formula=lambda i, t: "{:g} - 2 * {:g} + 0.5".format(*hidden[i, 2 + t]) + f", v_head of position 3 - 1 + {t}")
     one = response_values(hidden[:1], head, 3, 1)
     if tuple(torch.as_tensor(one).shape) != (1, 1):
         raise Mistake(f"a batch of one response of one token gave shape {tuple(one.shape)}, expected (1, 1): squeeze(-1), not squeeze()")

@@ -8,7 +8,7 @@ LN2 = 0.69314718
 
 
 def check_kl_estimates(kl_estimates):
-    # policy over reference: 2, 1/2, 4
+    ratio = "2", "1/2", "4"                     # policy over reference
     ref_logprobs = torch.tensor([-1.0, -2.0, -3.0])
     logprobs = ref_logprobs + LN2 * torch.tensor([1.0, -1.0, 2.0])
     got = kl_estimates(logprobs, ref_logprobs)
@@ -19,11 +19,13 @@ def check_kl_estimates(kl_estimates):
         "k1 is turned round: it is the policy's log-probability minus the reference's": [-LN2, LN2, -2 * LN2],
         "k1 lost its sign: single tokens may be negative, only their mean is not": [LN2, LN2, 2 * LN2],
         "that is the ratio: k1 is its logarithm, the difference of the log-probabilities": [2.0, 0.5, 4.0],
-    }, "k1")
+        "k1 is weighted by the token's probability: the tokens were sampled, so likely ones come often enough by themselves":
+            logprobs.exp() * (logprobs - ref_logprobs),
+    }, "k1", formula=lambda i: f"log({ratio[i]}), log of policy over reference: logprob {logprobs[i]:.4f} minus {ref_logprobs[i]:g}")
     compare(k2, [0.5 * LN2**2, 0.5 * LN2**2, 2 * LN2**2], {
         "the half of k2 is missing": [LN2**2, LN2**2, 4 * LN2**2],
         "half the log-ratio: k2 takes its square": [0.5 * LN2, -0.5 * LN2, LN2],
-    }, "k2")
+    }, "k2", formula=lambda i: f"0.5 * log({ratio[i]})**2")
     # reference over policy: 1/2, 2, 1/4; minus 1, plus k1
     compare(k3, [-0.5 + LN2, 1 - LN2, -0.75 + 2 * LN2], {
         "k3 takes the other ratio: exp(-k1), the reference over the policy, because the tokens come from the policy":
@@ -31,7 +33,7 @@ def check_kl_estimates(kl_estimates):
         "the sign of k1 inside k3 is wrong: exp(-k1) - 1 + k1": [-0.5 - LN2, 1 + LN2, -0.75 - 2 * LN2],
         "the -1 of k3 is missing: where both agree it must be 0": [0.5 + LN2, 2 - LN2, 0.25 + 2 * LN2],
         "the + k1 of k3 is missing: without it single tokens are negative": [-0.5, 1.0, -0.75],
-    }, "k3")
+    }, "k3", formula=lambda i: f"1 / ({ratio[i]}) - 1 + log({ratio[i]}), exp(-k1) - 1 + k1")
 
 
 def check_compute_rewards(compute_rewards):
@@ -39,7 +41,7 @@ def check_compute_rewards(compute_rewards):
     ref_logprobs = torch.tensor([[-1.5, -1.75, -2.5], [-1.0, -2.5, -4.0]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
     # log-ratios 0.5, -0.25, 2 | -2, 1.5, (-5)      times -1/4      scores 2 and -1 on the third and on the second token
-    got = compute_rewards(torch.tensor([2.0, -1.0]), logprobs.clone(), ref_logprobs.clone(), mask.clone(), 0.25)
+    got = compute_rewards(torch.tensor([2.0, -1.0]), logprobs, ref_logprobs, mask, 0.25)
     compare(got, [[-0.125, 0.0625, 1.5], [0.5, -1.375, 0.0]], {
         "the sign of the KL is wrong: a token that is likelier than under the reference costs":
             [[0.125, -0.0625, 2.5], [-0.5, -0.625, 0.0]],
@@ -71,4 +73,16 @@ def check_compute_rewards(compute_rewards):
         "the score is not there: add it on the last token": [[-0.125, 0.0625, -0.5], [0.5, -0.375, 0.0]],
         "the KL is not there": [[0.0, 0.0, 2.0], [0.0, -1.0, 0.0]],
         "the score replaced the KL of the last token: add it": [[-0.125, 0.0625, 2.0], [0.5, -1.0, 0.0]],
-    }, "the rewards")
+        "the score was divided by the length and paid on each token: it is paid once, in full, on the last token":
+            [[-0.125 + 2 / 3, 0.0625 + 2 / 3, -0.5 + 2 / 3], [0.0, -0.875, 0.0]],
+        "the score was divided by the length: it is paid in full": [[-0.125, 0.0625, -0.5 + 2 / 3], [0.5, -0.875, 0.0]],
+        "rewards[:, last] takes the last column of every row in every row: it needs the row, too, rewards[torch.arange(B), last]":
+            [[-0.125, -0.9375, 1.5], [0.5, -1.375, 2.0]],
+        "rewards[:, last] takes the last column of every row in every row, before the mask: it needs the row, too, "
+        "rewards[torch.arange(B), last]": [[-0.125, -0.9375, 1.5], [0.5, -1.375, 0.0]],
+        "the mean KL of the response is on the last token: each token pays for itself": [[0.0, 0.0, 1.8125], [0.0, -0.9375, 0.0]],
+        "the score is one column late: the last token stands in column mask.sum(1) - 1": [[-0.125, 0.0625, -0.5], [0.5, -0.375, -1.0]],
+        "the score is one column early: the last token stands in column mask.sum(1) - 1": [[-0.125, 2.0625, -0.5], [-0.5, -0.375, 0.0]],
+    }, "the rewards", formula=lambda i, t: f"-0.25 * ({logprobs[i, t]:g} - {ref_logprobs[i, t]:g})".replace("- -", "+ ")
+            + ((" + 2" if i == 0 else " - 1") + ", with the score, as this is the last token" if t == 2 - i else
+               ", -kl_coef * (logprob - ref_logprob)") if mask[i, t] else "0, padding")
