@@ -10,6 +10,18 @@ LOGPROBS = torch.tensor([[-1.0, -2.0, -0.5], [-0.5, -1.0, -4.0]])
 MASK = torch.tensor([[True, True, True], [True, True, False]])
 
 
+def _gradient(j):
+    """How the gradient at logit j comes about; the baseline is 1."""
+    words = (f"{p:g} * {score - 1:g} * ({int(w == j)} - {PROBS[j]:g})" for w, (p, score) in enumerate(zip(PROBS, SCORES)))
+    return " + ".join(words) + ", p(w) * (score - baseline) * (1 for w itself, else 0, minus p)"
+
+
+def _at_logprob(i, t):
+    """How the loss's gradient at a log-probability comes about; the baseline is 1."""
+    earned = " + ".join(f"{reward:g}" for reward in REWARDS[i, t:][MASK[i, t:]])
+    return f"-({earned} - 1) / 2, minus (return - baseline) over the number of responses" if MASK[i, t] else "0, padding"
+
+
 def check_policy_gradient(policy_gradient):
     got = policy_gradient(PROBS.clone(), SCORES.clone(), 1.0)
     if not isinstance(got, (tuple, list)) or len(got) != 2:
@@ -28,7 +40,7 @@ def check_policy_gradient(policy_gradient):
         "these are the estimates of each word: take their mean under probs":
             [[-0.5, 0.25, 0.25], [0.0, 0.0, 0.0], [-1.5, -0.75, 2.25]],
         "the sum runs over the logits: add up over the words, so that one number for each logit is left": [0.0, 0.0, 0.0],
-    }, "the gradient")
+    }, "the gradient", formula=_gradient)
     # squared lengths 3/8, 0, 9 * 7/8: mean 2.15625; less the gradient's own, .8671875
     compare(variance, 1.2890625, {
         "the squared mean is not subtracted: the variance is the mean squared distance to the mean": 2.15625,
@@ -39,7 +51,7 @@ def check_policy_gradient(policy_gradient):
         "this is one variance for each logit: add them up": [0.296875, 0.16796875, 0.82421875],
         "the words are not weighed in the variance: each squared distance counts with the probability of its word": 4.8515625,
         "this is the variance of the scores: that of the estimate (score - baseline) * grad log p is asked": 2.6875,
-    }, "the variance")
+    }, "the variance", formula="3/8 * 1 / 2 + 7/8 * 9 / 4 - (0.625**2 + 0.0625**2 + 0.6875**2), mean squared length less that of the mean")
 
 
 def check_rewards_to_go(rewards_to_go):
@@ -55,7 +67,7 @@ def check_rewards_to_go(rewards_to_go):
         "the sum ran on from one response into the next: one running sum for each row": [[31.0, 30.0, 28.0], [24.0, 16.0, 0.0]],
         "you ran along the batch: the tokens of a response are dimension 1": [[9.0, 18.0, 4.0], [8.0, 16.0, 0.0]],
         "these are means: a return is the sum of the rewards": [[7 / 3, 3.0, 4.0], [12.0, 16.0, 0.0]],
-    }, "the rewards to go")
+    }, "the rewards to go", formula=lambda i, t: " + ".join(f"{x:g}" for x in rewards[i, t:][MASK[i, t:]]) or "0, padding")
     if not torch.as_tensor(rewards_to_go(torch.where(MASK, rewards, torch.nan), MASK.clone())).isfinite().all():
         raise Mistake("padding may hold nan, and 0 * nan is nan: drop it with torch.where, not by multiplying with the mask")
 
@@ -94,13 +106,13 @@ def check_reinforce_loss(reinforce_loss):
         "you used the padding: set rewards to 0 outside the mask": [[-1.0, -0.5, -0.5], [-31.0, -31.0, -31.5]],
         "the rewards of the padding leaked into the returns: set them to 0 outside the mask":
             [[-1.0, -0.5, -0.5], [-31.0, -31.0, 0.0]],
-    }, "the loss's gradient at logprobs")
+    }, "the loss's gradient at logprobs", formula=_at_logprob)
     logprobs = LOGPROBS.clone().requires_grad_()
     paid = REWARDS + 0.5 * (logprobs.detach() - logprobs)       # the same numbers, as a KL penalty that still hangs on logprobs
     compare(gradient_of(reinforce_loss, logprobs, paid), wanted, {
         "the gradient runs through the rewards, too: they are numbers, detach them":
             torch.tensor(wanted) + 0.25 * torch.where(MASK, LOGPROBS, 0.0).cumsum(1) * MASK,
-    }, "where the rewards depend on logprobs, the loss's gradient")
+    }, "where the rewards depend on logprobs, the loss's gradient", formula=_at_logprob)
     logprobs = torch.where(MASK, LOGPROBS, torch.nan).requires_grad_()
     if not gradient_of(reinforce_loss, logprobs, REWARDS.clone())[MASK].isfinite().all() \
             or not torch.as_tensor(reinforce_loss(logprobs, REWARDS.clone(), MASK.clone(), 1.0)).isfinite():

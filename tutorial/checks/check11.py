@@ -13,6 +13,11 @@ LESS_ALL = [1.0, -2.0, -2.0, -3.0, 3.0, 3.0]
 ROOT = math.sqrt(3)
 
 
+def _others(i):
+    """The sum of the two other answers to a query, as words."""
+    return "(" + " + ".join(f"{TOTALS[j]:g}" for j in range(i // 3 * 3, i // 3 * 3 + 3) if j != i) + ")"
+
+
 def _interleaved(centre):
     """What `centre`, a function of groups in rows, gives where every second response is taken for a neighbour."""
     return centre(TOTALS.view(3, 2).T).T.reshape(-1)
@@ -35,7 +40,7 @@ def check_group_advantages(group_advantages):
         "reinforce does not divide by a standard deviation": torch.tensor(LESS_ALL) / TOTALS.std(),
         "the mean is not subtracted": TOTALS,
         sign: [-x for x in LESS_ALL],
-    }, "reinforce")
+    }, "reinforce", formula=lambda i: f"{TOTALS[i]:g} - 3, the score less the batch's mean")
     compare(got("rloo"), rloo, {
         "your mean for rloo includes the response itself: leave it out, or multiply by n / (n - 1)": CENTRED,
         "n / (n - 1) is upside down": CENTRED * 2 / 3,
@@ -45,7 +50,7 @@ def check_group_advantages(group_advantages):
         "the groups are interleaved: neighbours belong together, view(-1, group_size)":
             _interleaved(lambda rows: (rows - rows.mean(1, keepdim=True)) * 1.5),
         sign: -rloo,
-    }, "rloo")
+    }, "rloo", formula=lambda i: f"{TOTALS[i]:g} - {_others(i)} / 2, the score less the mean of the query's others")
     compare(got("grpo"), grpo, {
         "you divided by the deviation with n: ours has n - 1, as torch.std": CENTRED / torch.tensor([ROOT] * 3 + [2 * ROOT] * 3) * math.sqrt(1.5),
         "you divided by the variance: divide by its square root": CENTRED / torch.tensor([3.0] * 3 + [12.0] * 3),
@@ -57,11 +62,11 @@ def check_group_advantages(group_advantages):
             _interleaved(lambda rows: (rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True)),
         "the mean is not subtracted": TOTALS / torch.tensor([ROOT] * 3 + [2 * ROOT] * 3),
         sign: -grpo,
-    }, "grpo")
+    }, "grpo", formula=lambda i: f"({TOTALS[i]:g} - {2 + i // 3 * 2}) / sqrt({3 + i // 3 * 9}), the score less its group's mean, over its deviation")
     equal = torch.as_tensor(got("grpo", torch.full((4,), 2.0), 2))
     if not equal.isfinite().all():
         raise Mistake("a group of equal scores gives nan: 0 / 0; add 1e-6 to the deviation")
-    compare(equal, [0.0] * 4, {}, "grpo for equal scores")
+    compare(equal, [0.0] * 4, {}, "grpo for equal scores", formula=lambda i: "0, the scores less their mean")
 
 
 LOGPROBS = torch.tensor([[-1.0, -2.0, -5.0], [-1.0, -0.5, -2.0]])
@@ -81,7 +86,7 @@ def check_implicit_reward(implicit_reward):
         "you took the ratio of the probabilities: it is the logarithm of it": [0.25 * math.exp(-0.5), 0.25 * math.exp(2)],
         "one number a token: sum over the tokens of each text": [[0.125, -0.25, 0.0], [0.25, 0.5, -0.25]],
         "one number for all: sum over the tokens of each text, dim 1": 0.375,
-    }, "the implicit rewards", 1e-5)
+    }, "the implicit rewards", 1e-5, lambda i: f"0.25 * ({['0.5 - 1', '1 + 2 - 1'][i]}), beta times the sum of logprob - ref_logprob")
     holes = (torch.where(MASK, x, torch.nan) for x in (LOGPROBS, REF))
     if not torch.as_tensor(implicit_reward(*holes, MASK.clone(), 0.25)).isfinite().all():
         raise Mistake("padding may hold nan, and 0 * nan is nan: drop it with torch.where, not by multiplying with the mask")
@@ -102,6 +107,6 @@ def check_dpo_loss(dpo_loss):
         "the sigmoid is missing: a pair that is told apart must stop pulling": -difference.mean(),
         "the mean comes last: you took the loss of the mean difference": math.log(1 + math.exp(-difference.mean())),
         "the rejected text is missing": torch.log1p((-chosen).exp()).mean(),
-    }, "the loss", 1e-5)
+    }, "the loss", 1e-5, "(log(4 / 3) + log(2) + log(10)) / 3, the mean of -log sigmoid(chosen - rejected)")
     if not torch.as_tensor(dpo_loss(torch.tensor([-500.0]), torch.tensor([500.0]))).isfinite().all():
         raise Mistake("a difference of -1000 gives inf: sigmoid(-1000) is 0 in floats; use torch.nn.functional.logsigmoid")

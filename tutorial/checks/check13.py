@@ -70,7 +70,8 @@ def check_evaluate(evaluate):
     pushed = read(starts=[5 - len(response) for response in responses], tokens=left)
     late, early, longest = read(1), read(-1), read(starts=(4, 4, 4))
     got = _several(evaluate(model, queries, responses), 3, "logprobs, values, mask")
-    compare(got[2], mask.int(), {"the mask is upside down: True is a real token": (~mask).int()}, "the mask")
+    compare(got[2], mask.int(), {"the mask is upside down: True is a real token": (~mask).int()}, "the mask",
+            formula=lambda i, t: f"whether row {i} has a response token {t}")
     for x, what in zip(got, ("logprobs", "values")):
         _padding_is_0(x, mask, what)
     compare(got[0], logprobs, {
@@ -81,12 +82,12 @@ def check_evaluate(evaluate):
         "all rows are read as if their queries had the same length: each row has its own len(query)": longest[0],
         "you padded on the left, so that every position is shifted: pad on the right": pushed[0],
         "the two first results are exchanged: return logprobs, values, mask": values,
-    }, "logprobs")
+    }, "logprobs", formula=lambda i, t: f"the log-softmax at position {len(queries[i]) - 1 + t}" if mask[i, t] else "0, padding")
     compare(got[1], values, {
         "the values are read one position late, where the token is known already: read them where the log-probabilities are": late[1],
         "the values are read one position early": early[1],
         "the values of all rows are read as if their queries had the same length": longest[1],
-    }, "values")
+    }, "values", formula=lambda i, t: f"the value at position {len(queries[i]) - 1 + t}" if mask[i, t] else "0, padding")
     for x, what in zip(got, ("logprobs", "values")):
         if not x.requires_grad:
             raise Mistake(f"no gradient flows through {what}, and the update needs it: no_grad belongs into rollout, not here")
@@ -156,14 +157,17 @@ def check_rollout(rollout):
     places = "the rows stand in the order of the micro-batches: row i of the result belongs to response i"
     lost = "only the last micro-batch is there: fill its rows into one tensor, logprobs[rows, :width] = ..."
     last = torch.tensor([[False], [False], [False], [True], [False]])
-    compare(got[3], mask.int(), {places: mask[order].int(), lost: (mask & last).int()}, "the mask")
+
+    def row(i, t):
+        return f"what evaluate says of response {i}, token {t}" if mask[i, t] else "0, padding"
+    compare(got[3], mask.int(), {places: mask[order].int(), lost: (mask & last).int()}, "the mask", formula=row)
     compare(got[0], logprobs, {places: logprobs[order], lost: torch.where(last, logprobs, 0.0),
-                               "policy and reference are exchanged: logprobs come first": ref_logprobs}, "logprobs")
+                               "policy and reference are exchanged: logprobs come first": ref_logprobs}, "logprobs", formula=row)
     compare(got[1], ref_logprobs, {
         "ref_logprobs are the policy's: evaluate ref_model, too": logprobs, places: ref_logprobs[order],
-        "the results are in another order: logprobs, ref_logprobs, values, mask": values}, "ref_logprobs")
+        "the results are in another order: logprobs, ref_logprobs, values, mask": values}, "ref_logprobs", formula=row)
     compare(got[2], values, {"these are the reference's values: the critic is the policy's value head": ref_values,
-                             places: values[order]}, "values")
+                             places: values[order]}, "values", formula=row)
     if any(isinstance(x, Tensor) and x.requires_grad for x in got):
         raise Mistake("the rollout keeps its graph: put it under torch.no_grad(), or the old log-probabilities are trained as well")
 
@@ -221,11 +225,11 @@ def check_credit(credit):
         "each row is whitened by itself: it is one mean and one variance for the whole batch": wrong["rows"][0],
         "the advantages are not whitened": wrong["plain"][0],
         "the two results are exchanged: return advantages, returns": wanted[1],
-    }, "the advantages")
+    }, "the advantages", formula=lambda i, t: f"({advantages[i, t]:g} + 0.05625) / 0.761116, whitened" if mask[i, t] else "0, padding")
     compare(got[1], wanted[1], {
         "the returns are made of whitened advantages: add the values first": wrong["early"][1],
         "the returns are the advantages: add the values": wrong["returns"][1],
-    }, "the returns")
+    }, "the returns", formula=lambda i, t: f"{advantages[i, t]:g} + {given[3][i, t]:g}, advantage + value" if mask[i, t] else "0, padding")
 
 
 # --- update -----------------------------------------------------------------------------------------------------------
@@ -384,7 +388,7 @@ def check_update(update):
         "the ratios are logarithms: take exp": real.log(),
         "the ratios hold the padding: ratio[mask]": torch.cat([ratios[rows, :int(mask[rows].sum(1).max())].flatten() for rows in order]),
         "only the ratios of the last micro-batch are there: those of every one": ratios[order[-1]][mask[order[-1]]],
-    }, "the gradients are right; ppo/policy/ratio")
+    }, "the gradients are right; ppo/policy/ratio", formula=lambda i: f"new over old probability of real token {i}, in the order of the micro-batches")
 
 
 check_update.builds_on = ("evaluate",)
