@@ -13,6 +13,8 @@ from tutorial.build import HERE
 from tutorial.checks.check13 import BUGS, KEYS, _run, _source
 from tutorial.solutions import ex13
 
+slow = pytest.mark.skipif(not os.environ.get("MINIPPO_SLOW"), reason="trains for seconds: set MINIPPO_SLOW=1")
+
 
 @pytest.mark.parametrize("B, micro, several, seed", [(10, 4, 2, 0), (7, 2, 3, 1), (5, 8, 1, 2)])
 def test_a_hundred_lines_give_the_metrics_of_the_trainer(B, micro, several, seed):
@@ -44,6 +46,7 @@ def test_the_ratio_of_the_first_minibatch_is_exactly_one():
     assert (stats["ppo/policy/ratio"][:tokens] == 1).all() and (stats["ppo/policy/ratio"][tokens:] != 1).any()
 
 
+@slow
 @pytest.mark.parametrize("number", BUGS)
 def test_a_program_with_a_fault_runs_prints_and_differs_by_one_line(number):
     done = subprocess.run([sys.executable, "-W", "error", "-m", f"tutorial.bugs.bug{number}"], cwd=HERE.parent, env=os.environ,
@@ -53,7 +56,7 @@ def test_a_program_with_a_fault_runs_prints_and_differs_by_one_line(number):
     assert sum(a != b for a, b in zip(_source(number).splitlines(), _source(number, mended=True).splitlines())) == 1
 
 
-@pytest.fixture(scope="module", params=[0, 1], ids="seed{}".format)
+@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=slow)], ids="seed{}".format)
 def runs(request):
     """Each program with its fault and without, from one seed: {number: (faulty, mended)}."""
     def run(number, mended):

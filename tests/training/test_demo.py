@@ -29,6 +29,7 @@ SMALL = dict(width=64, reviews=4000, pretrain_steps=250, pairs=5000, steps=36, b
 
 
 RACE = INSTANT | dict(steps=3, target=0.9)
+slow = pytest.mark.skipif(not os.environ.get("MINIPPO_SLOW"), reason="takes a minute: set MINIPPO_SLOW=1")
 
 
 def worth(score: float, kl: float, distinct: float) -> tuple[list, dict]:
@@ -271,6 +272,7 @@ def test_bad_values_are_found_before_the_first_stage(tmp_path, settings, message
 
 # --- does it learn? -----------------------------------------------------------------------------------------------------
 
+@slow
 def test_without_the_kl_penalty_the_reward_model_is_fooled(tmp_path):
     """kl_coef 0 pleases the reward model more than the default does, with ever the same words; the default does not.
 
@@ -295,7 +297,7 @@ def test_without_the_kl_penalty_the_reward_model_is_fooled(tmp_path):
     assert fooled[pairs] < 0.7 * kept[pairs]
 
 
-@pytest.mark.skipif(not os.environ.get("MINIPPO_SLOW"), reason="the whole demo takes a minute: set MINIPPO_SLOW=1")
+@slow
 @pytest.mark.parametrize("seed", range(4))
 def test_the_whole_demo(tmp_path, seed):
     """The defaults on one thread: the true score rises to 0.9 within 90 seconds, and the reviews stay varied."""
