@@ -84,7 +84,7 @@ def test_only_with_the_fault_kl_coef_falls_while_the_kl_is_above_its_target_in_b
     for history, falls in zip(runs[2], (True, False)):
         above = [(step["kl_coef"], after["kl_coef"]) for step, after in zip(history, history[1:]) if step["kl"] > target]
         assert len(above) > 8 and all((after < before) == falls for before, after in above)
-    assert runs[2][0][-1]["kl"] > 10 and max(step["kl"] for step in runs[2][1]) < 6
+    assert runs[2][0][-1]["kl"] > 12 and all(0.65 < step["kl"] < 4.15 for step in runs[2][1][10:])
 
 
 def test_only_with_the_fault_a_token_of_each_response_is_never_trained_in_bug3(runs):

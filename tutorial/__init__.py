@@ -1,1 +1,1 @@
-"""The course: ten chapters that build ppo.py from nothing. Start with README.md in this folder."""
+"""The course: thirteen chapters that build ppo.py from nothing. Start with README.md in this folder."""
