@@ -266,3 +266,30 @@ def reinforce_loss__no_return(logprobs, rewards, mask, baseline):
 def reinforce_loss__multiplied_by_the_mask(logprobs, rewards, mask, baseline):
     """0 * nan is nan"""
     return -(((to_go(rewards, mask) - baseline).detach() * logprobs) * mask).sum(1).mean()
+
+
+def policy_gradient__whole_row_of_p(probs, scores, baseline):
+    """you subtracted p(w) from the whole row"""
+    return moments(probs, (scores - baseline)[:, None] * (torch.eye(len(probs)) - probs[:, None]))
+
+
+def policy_gradient__diagonal_alone(probs, scores, baseline):
+    """it moves the others, too"""
+    return moments(probs, torch.diag((scores - baseline) * (1 - probs)))
+
+
+def policy_gradient__unweighed_variance(probs, scores, baseline):
+    """var() takes all for equally likely"""
+    each = estimates(probs, scores, baseline)
+    return probs @ each, each.var(0).sum()
+
+
+def policy_gradient__unweighed_variance_with_n(probs, scores, baseline):
+    """var(unbiased=False) takes all"""
+    each = estimates(probs, scores, baseline)
+    return probs @ each, each.var(0, unbiased=False).sum()
+
+
+def reinforce_loss__baseline_from_each_reward(logprobs, rewards, mask, baseline):
+    """subtract it after the sum"""
+    return loss_of(to_go(rewards - baseline, mask), logprobs, mask)

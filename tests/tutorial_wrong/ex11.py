@@ -225,3 +225,55 @@ def dpo_loss__no_rejected(chosen, rejected):
 def dpo_loss__infinite(chosen, rejected):
     """gives inf"""
     return -(chosen - rejected).sigmoid().log().mean()
+
+
+def group_advantages__others_with_oneself(totals, group_size, kind):
+    """take its own off"""
+    groups = totals.view(-1, group_size)
+    return (groups - groups.sum(1, keepdim=True) / (group_size - 1)).view(-1) if kind == "rloo" else right(totals, group_size, kind)
+
+
+def group_advantages__rows_of_groups(totals, group_size, kind):
+    """a group is a row of group_size neighbours"""
+    groups = totals.view(group_size, -1)
+    return ((groups - groups.mean(1, keepdim=True)) * group_size / (group_size - 1)).view(-1) if kind == "rloo" else right(totals, group_size, kind)
+
+
+def group_advantages__rows_of_groups_and_others(totals, group_size, kind):
+    """and n - 1 of the others"""
+    groups = totals.view(group_size, -1)
+    others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
+    return (groups - others).view(-1) if kind == "rloo" else right(totals, group_size, kind)
+
+
+def group_advantages__rows_of_groups_scaled(totals, group_size, kind):
+    """a group is a row of group_size neighbours"""
+    groups = totals.view(group_size, -1)
+    scaled = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)
+    return scaled.view(-1) if kind == "grpo" else right(totals, group_size, kind)
+
+
+def group_advantages__mean_of_the_batch(totals, group_size, kind):
+    """the deviation is the group's, but the mean the whole batch's"""
+    scaled = (totals - totals.mean()).view(-1, group_size) / deviations(totals, group_size)
+    return scaled.view(-1) if kind == "grpo" else right(totals, group_size, kind)
+
+
+def implicit_reward__ratio_of_logs(logprobs, ref_logprobs, mask, beta):
+    """you divided the log-probabilities"""
+    return beta * torch.where(mask, logprobs / ref_logprobs, 0.0).sum(1)
+
+
+def implicit_reward__detached(logprobs, ref_logprobs, mask, beta):
+    """no gradient reaches logprobs"""
+    return beta * torch.where(mask, logprobs.detach() - ref_logprobs, 0.0).sum(1)
+
+
+def dpo_loss__epsilon(chosen, rejected):
+    """the pairs that are most wrong teach nothing"""
+    return -((chosen - rejected).sigmoid() + 1e-8).log().mean()
+
+
+def dpo_loss__clamped(chosen, rejected):
+    """the pairs that are most wrong teach nothing"""
+    return torch.nn.functional.softplus(-(chosen - rejected).clamp(-20, 20)).mean()

@@ -27,6 +27,7 @@ def check_policy_gradient(policy_gradient):
     if not isinstance(got, (tuple, list)) or len(got) != 2:
         raise Mistake("expected two results: return gradient, variance")
     gradient, variance = got
+    estimates = (SCORES - 1)[:, None] * (torch.eye(3) - PROBS)
     # estimates of the three words: -1 (1/2, -1/4, -1/4), 0, 3 (-1/2, -1/4, 3/4); weighed with 1/2, 1/4, 1/4
     compare(gradient, [-0.625, -0.0625, 0.6875], {
         "the sign is wrong: a word that scores above the baseline must become likelier": [0.625, 0.0625, -0.6875],
@@ -39,6 +40,9 @@ def check_policy_gradient(policy_gradient):
         "this is the gradient for probabilities, without a baseline: take it for the logits, through the softmax": SCORES,
         "these are the estimates of each word: take their mean under probs":
             [[-0.5, 0.25, 0.25], [0.0, 0.0, 0.0], [-1.5, -0.75, 2.25]],
+        "row w of grad log p is eye[w] - probs, all of probs: you subtracted p(w) from the whole row":
+            (PROBS * (SCORES - 1)) @ (torch.eye(3) - PROBS[:, None]),
+        "each word moves its own logit alone: it moves the others, too, by -p": PROBS * (SCORES - 1) * (1 - PROBS),
         "the sum runs over the logits: add up over the words, so that one number for each logit is left": [0.0, 0.0, 0.0],
     }, "the gradient", formula=_gradient)
     # squared lengths 3/8, 0, 9 * 7/8: mean 2.15625; less the gradient's own, .8671875
@@ -50,6 +54,8 @@ def check_policy_gradient(policy_gradient):
         "you took the mean over the logits: add their variances up": 1.2890625 / 3,
         "this is one variance for each logit: add them up": [0.296875, 0.16796875, 0.82421875],
         "the words are not weighed in the variance: each squared distance counts with the probability of its word": 4.8515625,
+        "the words are not weighed in the variance: var() takes all for equally likely": estimates.var(0).sum(),
+        "the words are not weighed in the variance: var(unbiased=False) takes all for equally likely": estimates.var(0, unbiased=False).sum(),
         "this is the variance of the scores: that of the estimate (score - baseline) * grad log p is asked": 2.6875,
     }, "the variance", formula="3/8 * 1 / 2 + 7/8 * 9 / 4 - (0.625**2 + 0.0625**2 + 0.6875**2), mean squared length less that of the mean")
 
@@ -98,6 +104,8 @@ def check_reinforce_loss(reinforce_loss):
             [[-1 / 3, -1 / 6, -1 / 6], [0.5, 0.5, 0.0]],
         "each token got the whole return: drop the rewards of earlier tokens": [[-1.0, -1.0, -1.0], [1.0, 1.0, 0.0]],
         "each token got its own reward alone: the later ones count, too": [[0.0, 0.5, -0.5], [0.5, 1.0, 0.0]],
+        "the baseline is subtracted from each reward, and so several times from a return: subtract it after the sum":
+            [[0.0, 0.0, -0.5], [1.5, 1.0, 0.0]],
         "the baseline is not used: subtract it from each return": [[-1.5, -1.0, -1.0], [0.5, 0.5, 0.0]],
         "the baseline is added: subtract it from each return": [[-2.0, -1.5, -1.5], [0.0, 0.0, 0.0]],
         "the log is gone: these are gradients of probabilities; multiply with logprobs as they are":

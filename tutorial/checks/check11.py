@@ -29,6 +29,7 @@ def check_group_advantages(group_advantages):
 
     rloo = CENTRED * 1.5
     grpo = CENTRED / torch.tensor([ROOT] * 3 + [2 * ROOT] * 3)
+    rows, pairs = "view(group_size, -1) makes groups of another size: a group is a row of group_size neighbours", TOTALS.view(3, 2)
     sign = "the sign is wrong: a score above the others is an advantage above 0"
     shape = "expected one number a response, (B,): put the groups in a row again"
     for kind, wanted in (("reinforce", LESS_ALL), ("rloo", rloo), ("grpo", grpo)):
@@ -44,6 +45,9 @@ def check_group_advantages(group_advantages):
     compare(got("rloo"), rloo, {
         "your mean for rloo includes the response itself: leave it out, or multiply by n / (n - 1)": CENTRED,
         "n / (n - 1) is upside down": CENTRED * 2 / 3,
+        "the others' sum includes the response itself: take its own off": [1.0, -2.0, -2.0, -6.0, 0.0, 0.0],
+        rows: (pairs - pairs.mean(1, keepdim=True)).reshape(-1) * 1.5,
+        rows + ", and n - 1 of the others": (pairs - (pairs.sum(1, keepdim=True) - pairs) / 2).reshape(-1),
         "you divided the others' sum by n: there are n - 1 others": [4 - 2 / 3, 1 - 5 / 3, 1 - 5 / 3, -4.0, 4.0, 4.0],
         "rloo compares with the others of the query, not of the batch": [x * 1.2 for x in LESS_ALL],
         "rloo does not divide by the standard deviation; grpo does": grpo,
@@ -58,6 +62,8 @@ def check_group_advantages(group_advantages):
         "grpo's mean includes the response itself; leaving it out is rloo's": grpo * 1.5,
         "mean and deviation are those of the batch: grpo takes the query's own group": torch.tensor(LESS_ALL) / TOTALS.std(),
         "the mean is the group's, but the deviation the whole batch's": CENTRED / TOTALS.std(),
+        "the deviation is the group's, but the mean the whole batch's": torch.tensor(LESS_ALL) / torch.tensor([ROOT] * 3 + [2 * ROOT] * 3),
+        rows: ((pairs - pairs.mean(1, keepdim=True)) / (pairs.std(1, keepdim=True) + 1e-6)).reshape(-1),
         "the groups are interleaved: neighbours belong together, view(-1, group_size)":
             _interleaved(lambda rows: (rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True)),
         "the mean is not subtracted": TOTALS / torch.tensor([ROOT] * 3 + [2 * ROOT] * 3),
@@ -84,12 +90,16 @@ def check_implicit_reward(implicit_reward):
         "you took the mean over the tokens: a text's log-probability is the sum": [-0.0625, 0.5 / 3],
         "you took the mean over the columns: a text's log-probability is the sum": [-0.125 / 3, 0.5 / 3],
         "you took the ratio of the probabilities: it is the logarithm of it": [0.25 * math.exp(-0.5), 0.25 * math.exp(2)],
+        "you divided the log-probabilities: the logarithm of a ratio is their difference": [2 / 3, 0.675],
         "one number a token: sum over the tokens of each text": [[0.125, -0.25, 0.0], [0.25, 0.5, -0.25]],
         "one number for all: sum over the tokens of each text, dim 1": 0.375,
     }, "the implicit rewards", 1e-5, lambda i: f"0.25 * ({['0.5 - 1', '1 + 2 - 1'][i]}), beta times the sum of logprob - ref_logprob")
     holes = (torch.where(MASK, x, torch.nan) for x in (LOGPROBS, REF))
     if not torch.as_tensor(implicit_reward(*holes, MASK.clone(), 0.25)).isfinite().all():
         raise Mistake("padding may hold nan, and 0 * nan is nan: drop it with torch.where, not by multiplying with the mask")
+    logprobs = LOGPROBS.clone().requires_grad_()
+    if not torch.as_tensor(implicit_reward(logprobs, REF.clone(), MASK.clone(), 0.25)).requires_grad:
+        raise Mistake("no gradient reaches logprobs, and DPO trains through this reward: detach nothing")
 
 
 def check_dpo_loss(dpo_loss):
@@ -108,5 +118,9 @@ def check_dpo_loss(dpo_loss):
         "the mean comes last: you took the loss of the mean difference": math.log(1 + math.exp(-difference.mean())),
         "the rejected text is missing": torch.log1p((-chosen).exp()).mean(),
     }, "the loss", 1e-5, "(log(4 / 3) + log(2) + log(10)) / 3, the mean of -log sigmoid(chosen - rejected)")
-    if not torch.as_tensor(dpo_loss(torch.tensor([-500.0]), torch.tensor([500.0]))).isfinite().all():
+    far = dpo_loss(torch.tensor([-500.0]), torch.tensor([500.0]))
+    if not torch.as_tensor(far).isfinite().all():
         raise Mistake("a difference of -1000 gives inf: sigmoid(-1000) is 0 in floats; use torch.nn.functional.logsigmoid")
+    if abs(float(far) - 1000) > 1:
+        raise Mistake(f"a difference of -1000 gives {float(far):.1f}, expected 1000: with an epsilon or a clamp the pairs that are most wrong "
+                      "teach nothing; use torch.nn.functional.logsigmoid")
