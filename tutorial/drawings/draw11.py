@@ -37,6 +37,9 @@ def comparison(chapter: dict) -> str:
     return svg(494, parts, "Score over KL: with openings alike all runs lie on the frontier; with unlike ones PPO and REINFORCE lie below it.")
 
 
+comparison.within = 25      # pixels: one word sampled otherwise, and a run of 64 responses ends a little elsewhere
+
+
 def dpo(chapter: dict) -> str:
     """The way of DPO through score and KL: plain with small steps, and anchored."""
     axes = Axes(44, 66, 352, 200, (0, 2), (0, 1))
