@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import math
 import re
 import statistics
@@ -62,15 +61,19 @@ NOISY = {"mini_batch_size": 8}
 HASTY = target_of(TARGETS[0], LENGTHS[-1]) | {"horizon": 50}        # a controller that is too quick
 
 
+# the runs, by what they differ in from DEFAULT
+BY_EPOCHS = [{"learning_rate": rate, "ppo_epochs": epochs} for rate in RATES for epochs in EPOCHS]
+BY_MINIBATCH = [{"learning_rate": rate, "mini_batch_size": size} for rate in SOME_RATES for size in MINIBATCHES]
+BY_BATCH = [{"learning_rate": rate} | batch_of(size) for rate in SOME_RATES for size in BATCHES]
+BY_STOPPING = [{"learning_rate": rate, "ppo_epochs": 4, "target_kl": target_kl} for rate in RATES[2:] for target_kl in ("", 0.02)]
+BY_TARGET = [target_of(target, length) for target in TARGETS for length in LENGTHS]
+BY_RESPONSES = [{"learning_rate": rate, "responses": responses} for rate, responses in ((1e-3, 2048), *LONGER)]
+
+
 def sweep() -> list[dict]:
-    """All runs, each once; empty: fixed kl_coef; until EOS; no early stopping."""
-    runs = [{"learning_rate": rate, "ppo_epochs": epochs} for rate, epochs in itertools.product(RATES, EPOCHS)]
-    runs += [{"learning_rate": rate, "mini_batch_size": size} for rate, size in itertools.product(SOME_RATES, MINIBATCHES)]
-    runs += [{"learning_rate": rate} | batch_of(size) for rate, size in itertools.product(SOME_RATES, BATCHES)]
-    runs += [{"learning_rate": rate, "ppo_epochs": 4, "target_kl": 0.02} for rate in RATES[2:]]
-    runs += [target_of(target, length) for target, length in itertools.product(TARGETS, LENGTHS)] + [HASTY]
-    runs += [{"learning_rate": rate, "responses": responses} for rate, responses in LONGER]
-    rows = [{"seed": seed} | DEFAULT | run for seed, run in itertools.product(SEEDS, runs)]
+    """All of them with all seeds, each once; empty: fixed kl_coef; until EOS; no early stopping."""
+    runs = BY_EPOCHS + BY_MINIBATCH + BY_BATCH + BY_STOPPING + BY_TARGET + [HASTY] + BY_RESPONSES
+    rows = [{"seed": seed} | DEFAULT | run for seed in SEEDS for run in runs]
     return list({tuple(row.items()): row for row in rows}.values())
 
 
@@ -190,7 +193,7 @@ def measure_step(folder: Path, rate: float, seed: int, n: int = 128) -> dict:
 
 def step_sweep() -> list[dict]:
     return [{"width": width, "layers": layers, "seed": seed, "learning_rate": rate}
-            for (width, layers), seed, rate in itertools.product(SHAPES, SEEDS, STEP_RATES)]
+            for width, layers in SHAPES for seed in SEEDS for rate in STEP_RATES]
 
 
 # --- what came out ----------------------------------------------------------------------------------------------------
@@ -212,8 +215,10 @@ def spread(rows: list[dict[str, str]], **settings) -> float:
     return max(objectives) - min(objectives)
 
 
-def grid(rows: list[dict[str, str]], name: str, down: Sequence[dict], across: Sequence[dict]) -> list[list[float]]:
-    return [[cell(rows, name, **one, **other) for other in across] for one in down]
+def in_threes(rows: list[dict[str, str]], name: str, runs: Sequence[dict]) -> list[list[float]]:
+    """Their results as the rows of a heat map."""
+    results = [cell(rows, name, **settings) for settings in runs]
+    return [results[i:i + 3] for i in range(0, len(results), 3)]
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence]) -> str:
@@ -237,39 +242,17 @@ USUAL = ("score", "true_score", "kl", "objective", "distinct", "clipfrac", "max_
 OF_STOPPING = ("score", "kl", "objective", "early_stopped", "optimizer_steps", "skipped")
 
 
-def run_table(rows: list[dict[str, str]], first: str, runs: Sequence[tuple[str, dict]], names: Sequence[str] = USUAL) -> str:
-    """A line for each (what is put into the first column, settings)."""
-    return markdown([first, *(SHOWN[name][0] for name in names)],
-                    [[label, *(fixed(cell(rows, name, **settings), SHOWN[name][1]) for name in names)] for label, settings in runs])
-
-
-def rate_table(rows: list[dict[str, str]]) -> str:
-    return run_table(rows, "learning rate, epochs", [(f"{exponent(rate)}, {epochs}", {"learning_rate": rate, "ppo_epochs": epochs})
-                                                     for rate in RATES for epochs in EPOCHS])
-
-
-def size_table(rows: list[dict[str, str]]) -> str:
-    sizes = [{"batch_size": 64, "mini_batch_size": size} for size in MINIBATCHES], [batch_of(size) for size in BATCHES if size != 64]
-    return run_table(rows, "learning rate, batch in minibatches",
-                     [(f"{exponent(rate)}, {size['batch_size']} in {size['mini_batch_size']}s", {"learning_rate": rate} | size)
-                      for part in sizes for rate in SOME_RATES for size in part])
-
-
-def stopping_table(rows: list[dict[str, str]]) -> str:
-    return run_table(rows, "learning rate, early stopping",
-                     [(f"{exponent(rate)}, {name}", {"learning_rate": rate, "ppo_epochs": 4, "target_kl": target_kl})
-                      for rate in RATES[2:] for name, target_kl in (("no", ""), ("yes", 0.02))], OF_STOPPING)
-
-
-def longer_table(rows: list[dict[str, str]]) -> str:
-    return run_table(rows, "learning rate, responses",
-                     [(f"{exponent(rate)}, {responses}", {"learning_rate": rate, "responses": responses})
-                      for rate, responses in ((DEFAULT["learning_rate"], DEFAULT["responses"]), *LONGER)])
+def run_table(rows: list[dict[str, str]], head: str, label: Callable[[dict], str], runs: Sequence[dict],
+              names: Sequence[str] = USUAL) -> str:
+    """A line for each run: its learning rate and its label, then its results."""
+    lines = [[f"{exponent(run['learning_rate'])}, {label(DEFAULT | run)}",
+              *(fixed(cell(rows, name, **run), SHOWN[name][1]) for name in names)] for run in runs]
+    return markdown([f"learning rate, {head}", *(SHOWN[name][0] for name in names)], lines)
 
 
 def target_table(rows: list[dict[str, str]]) -> str:
     lines = []
-    for settings in [target_of(target, length) for target in TARGETS for length in LENGTHS] + [HASTY]:
+    for settings in BY_TARGET + [HASTY]:
         target, length, horizon = (settings[name] for name in ("target", "length", "horizon"))
         score, kl, kl_coef = (cell(rows, name, **settings) for name in ("score", "kl", "kl_coef"))
         lines.append([target, length, horizon, f"{target / length:.3f}", f"{kl:.2f}", f"{kl / length:.3f}", f"{kl_coef:.3f}",
@@ -306,7 +289,11 @@ def width_table(rows: list[dict[str, str]]) -> str:
 def tables() -> dict[str, str]:
     """All that the page shows, by the names that stand before its tables."""
     rows, steps = read_rows(RUNS), read_rows(STEPS)
-    return {"rate": rate_table(rows), "size": size_table(rows), "stopping": stopping_table(rows), "longer": longer_table(rows),
+    sizes = BY_MINIBATCH + [run for run in BY_BATCH if run["batch_size"] != DEFAULT["batch_size"]]
+    return {"rate": run_table(rows, "epochs", lambda run: run["ppo_epochs"], BY_EPOCHS),
+            "size": run_table(rows, "batch in minibatches", lambda run: f"{run['batch_size']} in {run['mini_batch_size']}s", sizes),
+            "stopping": run_table(rows, "early stopping", lambda run: "yes" if run["target_kl"] else "no", BY_STOPPING, OF_STOPPING),
+            "longer": run_table(rows, "responses", lambda run: run["responses"], BY_RESPONSES),
             "width": width_table(steps), "target": target_table(rows)}
 
 
@@ -328,8 +315,7 @@ def two_maps(maps: Sequence[tuple], row_names: Sequence[str], rows_are: str, tit
 
 
 def figure_rate(rows: list[dict[str, str]]) -> str:
-    down, across = [{"learning_rate": rate} for rate in RATES], [{"ppo_epochs": epochs} for epochs in EPOCHS]
-    objective, kl = (grid(rows, name, down, across) for name in ("objective", "kl"))
+    objective, kl = (in_threes(rows, name, BY_EPOCHS) for name in ("objective", "kl"))
     names = [str(epochs) for epochs in EPOCHS]
     return two_maps([(f"score − {KL_COEF} · KL", objective, names, "PPO epochs", fig.COLORS["scores"], 1.8, 2),
                      ("KL, nats", kl, names, "PPO epochs", fig.COLORS["kl"], 25, 1)],
@@ -353,16 +339,15 @@ def figure_frontier(rows: list[dict[str, str]]) -> str:
 
 
 def figure_size(rows: list[dict[str, str]]) -> str:
-    down = [{"learning_rate": rate} for rate in SOME_RATES]
-    return two_maps([("minibatch, of 64", grid(rows, "objective", down, [{"mini_batch_size": size} for size in MINIBATCHES]),
+    return two_maps([("minibatch, of 64", in_threes(rows, "objective", BY_MINIBATCH),
                       [str(size) for size in MINIBATCHES], f"score − {KL_COEF} · KL", fig.COLORS["scores"], 1.8, 2),
-                     ("batch, in halves", grid(rows, "objective", down, [batch_of(size) for size in BATCHES]),
+                     ("batch, in halves", in_threes(rows, "objective", BY_BATCH),
                       [str(size) for size in BATCHES], f"score − {KL_COEF} · KL", fig.COLORS["scores"], 1.8, 2)],
                     [exponent(rate) for rate in SOME_RATES], "rate", "Heat maps: objective by learning rate, minibatch and batch")
 
 
 def figure_target(rows: list[dict[str, str]]) -> str:
-    score, kl = ([[cell(rows, name, **target_of(target, length)) for length in LENGTHS] for target in TARGETS] for name in ("score", "kl"))
+    score, kl = (in_threes(rows, name, BY_TARGET) for name in ("score", "kl"))
     drift, names = [[x / length for x, length in zip(row, LENGTHS)] for row in kl], [str(length) for length in LENGTHS]
     return two_maps([("KL per token", drift, names, "tokens of a response", fig.COLORS["kl"], 0.7, 3),
                      ("score", score, names, "tokens of a response", fig.COLORS["scores"], 1.8, 2)],
