@@ -2,8 +2,7 @@
 
     python -m tutorial.tuning               # print the tables of the page from tests/golden/tuning.csv and tuning_step.csv
     python -m tutorial.tuning --draw        # draw its figures from them, images/tuning_*.svg, and refresh its tables
-    python -m tutorial.tuning --run         # train what the first lacks, about fifteen minutes of one core for each seed
-    python -m tutorial.tuning --run-steps   # measure what the second lacks, a few minutes
+    python -m tutorial.tuning --run         # measure what they lack; all of it takes about twenty minutes of one core for each seed
 
 Everything is the demo's (minippo/training/demo.py): its writer and its reward model with seed 0, made once into runs/tuning, its
 settings, its schedule of the learning rate. Different from it: 32 updates, 40 there; a fixed kl_coef, so that all settings maximise
@@ -15,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import math
 import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 
@@ -43,8 +41,6 @@ WORK = Path("runs/tuning")                  # the models that are made once
 SEEDS = range(2)
 LAST = 512                                  # responses, the last ones of a run, its result
 KL_COEF, SMALL_KL_COEF = 0.15, 0.05         # fixed; the first one with a target
-RESULTS = ("score", "true_score", "kl", "kl_coef", "tokens", "distinct", "clipfrac", "approxkl", "max_approxkl", "skipped",
-           "early_stopped", "optimizer_steps")
 DEFAULT = {"responses": 2048, "learning_rate": 1e-3, "ppo_epochs": 2, "batch_size": 64, "mini_batch_size": 32,
            "target": "", "length": "", "horizon": "", "target_kl": ""}
 RATES, EPOCHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (1, 2, 4)
@@ -65,16 +61,49 @@ NOISY = {"mini_batch_size": 8}
 HASTY = target_of(TARGETS[0], LENGTHS[-1]) | {"horizon": 50}        # a controller that is too quick
 
 
+# the runs, by what they differ in from DEFAULT
+BY_EPOCHS = [{"learning_rate": rate, "ppo_epochs": epochs} for rate in RATES for epochs in EPOCHS]
+BY_MINIBATCH = [{"learning_rate": rate, "mini_batch_size": size} for rate in SOME_RATES for size in MINIBATCHES]
+BY_BATCH = [{"learning_rate": rate} | batch_of(size) for rate in SOME_RATES for size in BATCHES]
+BY_STOPPING = [{"learning_rate": rate, "ppo_epochs": 4, "target_kl": target_kl} for rate in RATES[2:] for target_kl in ("", 0.02)]
+BY_TARGET = [target_of(target, length) for target in TARGETS for length in LENGTHS]
+BY_RESPONSES = [{"learning_rate": rate, "responses": responses} for rate, responses in ((1e-3, 2048), *LONGER)]
+
+
 def sweep() -> list[dict]:
-    """The settings of all runs of a seed, each once; empty: fixed kl_coef; until EOS; no early stopping."""
-    runs = [{"learning_rate": rate, "ppo_epochs": epochs} for rate, epochs in itertools.product(RATES, EPOCHS)]
-    runs += [{"learning_rate": rate, "mini_batch_size": size} for rate, size in itertools.product(SOME_RATES, MINIBATCHES)]
-    runs += [{"learning_rate": rate} | batch_of(size) for rate, size in itertools.product(SOME_RATES, BATCHES)]
-    runs += [{"learning_rate": rate, "ppo_epochs": 4, "target_kl": 0.02} for rate in (1e-3, 3e-3, 1e-2)]
-    runs += [target_of(target, length) for target, length in itertools.product(TARGETS, LENGTHS)]
-    runs += [HASTY]
-    runs += [{"learning_rate": rate, "responses": responses} for rate, responses in LONGER]
-    return list({tuple(run.items()): run for run in [DEFAULT | run for run in runs]}.values())
+    """All of them with all seeds, each once; empty: fixed kl_coef; until EOS; no early stopping."""
+    runs = BY_EPOCHS + BY_MINIBATCH + BY_BATCH + BY_STOPPING + BY_TARGET + [HASTY] + BY_RESPONSES
+    rows = [{"seed": seed} | DEFAULT | run for seed in SEEDS for run in runs]
+    return list({tuple(row.items()): row for row in rows}.values())
+
+
+# --- the CSVs ---------------------------------------------------------------------------------------------------------
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def select(rows: list[dict[str, str]], **settings) -> list[dict[str, str]]:
+    """The rows with these settings."""
+    return [row for row in rows if all(row[name] == str(value) for name, value in settings.items())]
+
+
+def fill(path: Path, wanted: Sequence[dict], measure: Callable[[dict], dict]) -> None:
+    """Measure the rows that the CSV lacks, and append each when it is there."""
+    done = read_rows(path)
+    for settings in wanted:
+        if not select(done, **settings):
+            results = {name: x if isinstance(x, int) else f"{x:.5g}" for name, x in measure(settings).items()}
+            print(*(f"{name} {value}" for name, value in (settings | results).items() if value != ""), flush=True)
+            new = not path.exists()
+            with path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, settings | results, lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                writer.writerow(settings | results)
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -87,23 +116,22 @@ def make_models(out: Path = WORK) -> None:
             make(DemoConfig(), out)
 
 
-def train(settings: dict, seed: int, out: Path = WORK, last: int = LAST) -> dict:
-    """PPO from the demo's writer with these settings; returns RESULTS.
+def train(settings: dict, out: Path = WORK) -> dict:
+    """PPO from the demo's writer with these settings; returns what the CSV keeps of it.
 
     With a length there is no EOS, so that every response has that many tokens, and the score is true_score, as the reward model
     knows whole reviews only; with a target a controller that is quick enough for so few responses moves kl_coef.
     """
     judge, tokenizer = RewardModel.from_pretrained(out / "reward-model"), load_tokenizer(out / "pretrained")
-    size, length, target = settings["batch_size"], settings["length"], settings["target"]
-    responses = settings["responses"]
-    steps = responses // size
+    seed, size, length, target = (settings[name] for name in ("seed", "batch_size", "length", "target"))
+    steps = settings["responses"] // size
     run, config = plan_ppo(DemoConfig(seed=seed, steps=steps, batch_size=size, kl_coef=KL_COEF if target == "" else SMALL_KL_COEF), out)
     config = replace(config, learning_rate=settings["learning_rate"], ppo_epochs=settings["ppo_epochs"],
                      mini_batch_size=settings["mini_batch_size"], adap_kl_ctrl=target != "", target=float(target or 6),
                      horizon=float(settings["horizon"] or 1),
                      early_stopping=settings["target_kl"] != "", target_kl=float(settings["target_kl"] or 1))
     trainer = PPOTrainer(config, GPT2WithValueHead.from_pretrained(str(out / "pretrained")), tokenizer=tokenizer)
-    openings, history = review_queries(responses, seed=4 * seed + 2), []
+    openings, history = review_queries(settings["responses"], seed=4 * seed + 2), []
     for step in range(steps):
         trainer.optimizer.param_groups[0]["lr"] = learning_rate(run, config, step + 1)
         some = openings[step * size:(step + 1) * size]
@@ -119,37 +147,10 @@ def train(settings: dict, seed: int, out: Path = WORK, last: int = LAST) -> dict
                         "distinct": len(set(texts)) / size, "clipfrac": stats["ppo/policy/clipfrac"],
                         "approxkl": stats["ppo/policy/approxkl"], "skipped": stats["ppo/skipped"],
                         "early_stopped": stats["ppo/early_stopped"], "optimizer_steps": stats["ppo/updates"]})
-    ends = {name: statistics.fmean(float(row[name]) for row in history[-max(1, last // size):]) for name in RESULTS[:6]}
-    whole = {name: statistics.fmean(float(row[name]) for row in history) for name in ("clipfrac", "approxkl")}
-    return ends | whole | {"max_approxkl": max(row["approxkl"] for row in history)} | {
-        name: sum(row[name] for row in history) for name in ("skipped", "early_stopped", "optimizer_steps")}
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def append_row(path: Path, row: dict) -> None:
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def run_sweep(path: Path = RUNS, seeds: Sequence[int] = SEEDS, runs: Sequence[dict] = (), out: Path = WORK) -> None:
-    """Append the runs that the CSV lacks."""
-    make_models(out)
-    for seed, settings in itertools.product(seeds, runs or sweep()):
-        row = {"seed": seed} | settings
-        if not any(all(done[name] == str(value) for name, value in row.items()) for done in read_rows(path)):
-            result = train(settings, seed, out)
-            append_row(path, row | {name: f"{result[name]:.5g}" for name in RESULTS})
-            print(*row.values(), *(f"{name} {result[name]:.4g}" for name in ("score", "kl", "clipfrac", "approxkl")), flush=True)
+    mean = lambda rows, name: statistics.fmean(row[name] for row in rows)
+    return ({name: mean(history[-(LAST // size):], name) for name in ("score", "true_score", "kl", "kl_coef", "tokens", "distinct")}
+            | {"clipfrac": mean(history, "clipfrac"), "max_approxkl": max(row["approxkl"] for row in history)}
+            | {name: sum(row[name] for row in history) for name in ("skipped", "early_stopped", "optimizer_steps")})
 
 
 # --- one update of models of several sizes ------------------------------------------------------------------------------
@@ -190,30 +191,34 @@ def measure_step(folder: Path, rate: float, seed: int, n: int = 128) -> dict:
             "relative": (moved.norm() / weights.norm()).item(), "approxkl": (0.5 * (new - old)[mask].square().mean()).item()}
 
 
-def run_steps(path: Path = STEPS, seeds: Sequence[int] = SEEDS, shapes: Sequence[tuple] = SHAPES, rates: Sequence[float] = STEP_RATES,
-              out: Path = WORK) -> None:
-    """Append the measurements that the CSV lacks."""
-    for (width, layers), seed, rate in itertools.product(shapes, seeds, rates):
-        row = {"width": width, "layers": layers, "seed": seed, "learning_rate": rate}
-        if not any(all(done[name] == str(value) for name, value in row.items()) for done in read_rows(path)):
-            result = measure_step(make_sized(width, layers, out), rate, seed)
-            append_row(path, row | {name: value if name == "weights" else f"{value:.5g}" for name, value in result.items()})
-            print(*row.values(), *(f"{name} {value:.4g}" for name, value in result.items()), flush=True)
+def step_sweep() -> list[dict]:
+    return [{"width": width, "layers": layers, "seed": seed, "learning_rate": rate}
+            for width, layers in SHAPES for seed in SEEDS for rate in STEP_RATES]
 
 
 # --- what came out ----------------------------------------------------------------------------------------------------
 
+def values(rows: list[dict[str, str]], name: str, **settings) -> list[float]:
+    """A result of each seed, for the default settings but for these; "objective" is score - KL_COEF * KL."""
+    return [float(row["score"]) - KL_COEF * float(row["kl"]) if name == "objective" else float(row[name])
+            for row in select(rows, **DEFAULT | settings)]
+
+
 def cell(rows: list[dict[str, str]], name: str, **settings) -> float:
-    """The mean over the seeds of a result, for the default settings but for these; "objective" is score - KL_COEF * KL."""
-    wanted = {key: str(value) for key, value in (DEFAULT | settings).items()}
-    some = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
-    if name == "objective":
-        return cell(rows, "score", **settings) - KL_COEF * cell(rows, "kl", **settings)
-    return statistics.fmean(float(row[name]) for row in some)
+    """Their mean."""
+    return statistics.fmean(values(rows, name, **settings))
 
 
-def grid(rows: list[dict[str, str]], name: str, down: Sequence[dict], across: Sequence[dict]) -> list[list[float]]:
-    return [[cell(rows, name, **one, **other) for other in across] for one in down]
+def spread(rows: list[dict[str, str]], **settings) -> float:
+    """By how much the seeds differ in the objective, the largest less the smallest."""
+    objectives = values(rows, "objective", **settings)
+    return max(objectives) - min(objectives)
+
+
+def in_threes(rows: list[dict[str, str]], name: str, runs: Sequence[dict]) -> list[list[float]]:
+    """Their results as the rows of a heat map."""
+    results = [cell(rows, name, **settings) for settings in runs]
+    return [results[i:i + 3] for i in range(0, len(results), 3)]
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence]) -> str:
@@ -225,55 +230,29 @@ def exponent(x: float) -> str:
     return f"{x:.0e}".replace("e-0", "e-")
 
 
-def spread(rows: list[dict[str, str]], **settings) -> float:
-    """The standard deviation of the objective between the seeds, for these settings."""
-    wanted = {key: str(value) for key, value in (DEFAULT | settings).items()}
-    return statistics.stdev(float(row["score"]) - KL_COEF * float(row["kl"]) for row in rows
-                            if all(row[key] == value for key, value in wanted.items()))
-
-
 def fixed(number: float, digits: int) -> str:
     """With so many digits, and never -0.00."""
     return f"{round(number, digits) + 0.0:.{digits}f}"
 
 
-def run_lines(rows: list[dict[str, str]], runs: Sequence[tuple[str, dict]]) -> list[list[str]]:
-    """A line for each setting, under RUN_HEAD."""
-    shown = [("score", 2), ("true_score", 2), ("kl", 1), ("objective", 2), ("distinct", 2), ("clipfrac", 3), ("max_approxkl", 3),
-             ("skipped", 1)]
-    return [[name, *(fixed(cell(rows, result, **settings), digits) for result, digits in shown)] for name, settings in runs]
+SHOWN = {"score": ("score", 2), "true_score": ("true score", 2), "kl": ("KL", 1), "objective": (f"score - {KL_COEF} KL", 2),
+         "distinct": ("distinct", 2), "clipfrac": ("clip fraction", 3), "max_approxkl": ("largest approxkl", 3),
+         "early_stopped": ("updates stopped, of 32", 1), "optimizer_steps": ("optimizer steps, of 256", 0), "skipped": ("skipped", 1)}
+USUAL = ("score", "true_score", "kl", "objective", "distinct", "clipfrac", "max_approxkl", "skipped")
+OF_STOPPING = ("score", "kl", "objective", "early_stopped", "optimizer_steps", "skipped")
 
 
-RUN_HEAD = ["score", "true score", "KL", f"score - {KL_COEF} KL", "distinct", "clip fraction", "largest approxkl", "skipped"]
-
-
-def rate_table(rows: list[dict[str, str]]) -> str:
-    runs = [(f"{exponent(rate)}, {epochs}", {"learning_rate": rate, "ppo_epochs": epochs}) for rate in RATES for epochs in EPOCHS]
-    return markdown(["learning rate, epochs", *RUN_HEAD], run_lines(rows, runs))
-
-
-def size_table(rows: list[dict[str, str]]) -> str:
-    runs = [(f"{exponent(rate)}, 64 in {size}s", {"learning_rate": rate, "mini_batch_size": size})
-            for rate in SOME_RATES for size in MINIBATCHES]
-    runs += [(f"{exponent(rate)}, {size} in {size // 2}s", {"learning_rate": rate, **batch_of(size)})
-             for rate in SOME_RATES for size in BATCHES if size != 64]
-    return markdown(["learning rate, batch in minibatches", *RUN_HEAD], run_lines(rows, runs))
-
-
-def stopping_table(rows: list[dict[str, str]]) -> str:
-    lines = []
-    for rate in RATES[2:]:
-        for name, settings in (("no", {}), ("yes", {"target_kl": 0.02})):
-            settings = {"learning_rate": rate, "ppo_epochs": 4} | settings
-            lines.append([exponent(rate), name, *(fixed(cell(rows, result, **settings), digits) for result, digits in
-                         (("score", 2), ("kl", 1), ("objective", 2), ("early_stopped", 1), ("optimizer_steps", 0), ("skipped", 1)))])
-    return markdown(["learning rate", "early stopping", "score", "KL", f"score - {KL_COEF} KL", "updates stopped, of 32",
-                     "optimizer steps, of 256", "minibatches skipped"], lines)
+def run_table(rows: list[dict[str, str]], head: str, label: Callable[[dict], str], runs: Sequence[dict],
+              names: Sequence[str] = USUAL) -> str:
+    """A line for each run: its learning rate and its label, then its results."""
+    lines = [[f"{exponent(run['learning_rate'])}, {label(DEFAULT | run)}",
+              *(fixed(cell(rows, name, **run), SHOWN[name][1]) for name in names)] for run in runs]
+    return markdown([f"learning rate, {head}", *(SHOWN[name][0] for name in names)], lines)
 
 
 def target_table(rows: list[dict[str, str]]) -> str:
     lines = []
-    for settings in [target_of(target, length) for target in TARGETS for length in LENGTHS] + [HASTY]:
+    for settings in BY_TARGET + [HASTY]:
         target, length, horizon = (settings[name] for name in ("target", "length", "horizon"))
         score, kl, kl_coef = (cell(rows, name, **settings) for name in ("score", "kl", "kl_coef"))
         lines.append([target, length, horizon, f"{target / length:.3f}", f"{kl:.2f}", f"{kl / length:.3f}", f"{kl_coef:.3f}",
@@ -281,16 +260,9 @@ def target_table(rows: list[dict[str, str]]) -> str:
     return markdown(["target", "tokens", "horizon", "target / tokens", "KL", "KL / tokens", "kl_coef", "score"], lines)
 
 
-def longer_table(rows: list[dict[str, str]]) -> str:
-    runs = [(f"{exponent(rate)}, {responses}", {"learning_rate": rate, "responses": responses})
-            for rate, responses in ((DEFAULT["learning_rate"], DEFAULT["responses"]), *LONGER)]
-    return markdown(["learning rate, responses", *RUN_HEAD], run_lines(rows, runs))
-
-
 def steps_of(rows: list[dict[str, str]], name: str, width: int, layers: int, rate: float) -> float:
     """The geometric mean over the seeds."""
-    return statistics.geometric_mean(float(row[name]) for row in rows if row["width"] == str(width) and row["layers"] == str(layers)
-                                     and row["learning_rate"] == str(rate))
+    return statistics.geometric_mean(float(row[name]) for row in select(rows, width=width, layers=layers, learning_rate=rate))
 
 
 def rate_for(rows: list[dict[str, str]], width: int, layers: int, approxkl: float = 0.001) -> float:
@@ -304,26 +276,31 @@ def rate_for(rows: list[dict[str, str]], width: int, layers: int, approxkl: floa
 
 def width_table(rows: list[dict[str, str]]) -> str:
     lines = []
-    for width, layers in SHAPES:
-        weights = next(int(row["weights"]) for row in rows if row["width"] == str(width) and row["layers"] == str(layers))
-        small, large = (steps_of(rows, "approxkl", width, layers, rate) for rate in (1e-4, 1e-3))
-        relative = steps_of(rows, "relative", width, layers, 1e-3)
-        lines.append([width, layers, f"{weights / 1e6:.2f} M", f"{relative:.3f}", f"{small:.1e}", f"{large:.1e}",
-                      f"{rate_for(rows, width, layers):.1e}"])
-    return markdown(["width", "layers", "weights", "change of the weights at 1e-3", "approxkl at 1e-4", "approxkl at 1e-3",
-                     "learning rate for an approxkl of 0.001"], lines)
+    for shape in SHAPES:
+        million = steps_of(rows, "weights", *shape, 1e-3) / 1e6
+        step, relative = (steps_of(rows, name, *shape, 1e-3) for name in ("step", "relative"))
+        small, large = (steps_of(rows, "approxkl", *shape, rate) for rate in (1e-4, 1e-3))
+        lines.append([*shape, f"{million:.2f} M", f"{step:.4f}", f"{relative:.3f}", f"{small:.1e}", f"{large:.1e}",
+                      f"{rate_for(rows, *shape):.1e}"])
+    return markdown(["width", "layers", "weights", "change of a weight at 1e-3", "relative change at 1e-3", "approxkl at 1e-4",
+                     "approxkl at 1e-3", "learning rate for an approxkl of 0.001"], lines)
 
 
 def tables() -> dict[str, str]:
     """All that the page shows, by the names that stand before its tables."""
     rows, steps = read_rows(RUNS), read_rows(STEPS)
-    return {"rate": rate_table(rows), "size": size_table(rows), "stopping": stopping_table(rows), "longer": longer_table(rows),
+    sizes = BY_MINIBATCH + [run for run in BY_BATCH if run["batch_size"] != DEFAULT["batch_size"]]
+    return {"rate": run_table(rows, "epochs", lambda run: run["ppo_epochs"], BY_EPOCHS),
+            "size": run_table(rows, "batch in minibatches", lambda run: f"{run['batch_size']} in {run['mini_batch_size']}s", sizes),
+            "stopping": run_table(rows, "early stopping", lambda run: "yes" if run["target_kl"] else "no", BY_STOPPING, OF_STOPPING),
+            "longer": run_table(rows, "responses", lambda run: run["responses"], BY_RESPONSES),
             "width": width_table(steps), "target": target_table(rows)}
 
 
 def with_tables(page: str) -> str:
     """The page with today's tables behind its marks."""
-    return re.sub(r"(<!-- table (\w+) -->\n\n)(?:\|.*\n)*", lambda mark: f"{mark[1]}{tables()[mark[2]]}\n", page)
+    today = tables()
+    return re.sub(r"(<!-- table (\w+) -->\n\n)(?:\|.*\n)*", lambda mark: f"{mark[1]}{today[mark[2]]}\n", page)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -338,8 +315,7 @@ def two_maps(maps: Sequence[tuple], row_names: Sequence[str], rows_are: str, tit
 
 
 def figure_rate(rows: list[dict[str, str]]) -> str:
-    down, across = [{"learning_rate": rate} for rate in RATES], [{"ppo_epochs": epochs} for epochs in EPOCHS]
-    objective, kl = (grid(rows, name, down, across) for name in ("objective", "kl"))
+    objective, kl = (in_threes(rows, name, BY_EPOCHS) for name in ("objective", "kl"))
     names = [str(epochs) for epochs in EPOCHS]
     return two_maps([(f"score − {KL_COEF} · KL", objective, names, "PPO epochs", fig.COLORS["scores"], 1.8, 2),
                      ("KL, nats", kl, names, "PPO epochs", fig.COLORS["kl"], 25, 1)],
@@ -363,16 +339,15 @@ def figure_frontier(rows: list[dict[str, str]]) -> str:
 
 
 def figure_size(rows: list[dict[str, str]]) -> str:
-    down = [{"learning_rate": rate} for rate in SOME_RATES]
-    return two_maps([("minibatch, of 64", grid(rows, "objective", down, [{"mini_batch_size": size} for size in MINIBATCHES]),
+    return two_maps([("minibatch, of 64", in_threes(rows, "objective", BY_MINIBATCH),
                       [str(size) for size in MINIBATCHES], f"score − {KL_COEF} · KL", fig.COLORS["scores"], 1.8, 2),
-                     ("batch, in halves", grid(rows, "objective", down, [batch_of(size) for size in BATCHES]),
+                     ("batch, in halves", in_threes(rows, "objective", BY_BATCH),
                       [str(size) for size in BATCHES], f"score − {KL_COEF} · KL", fig.COLORS["scores"], 1.8, 2)],
                     [exponent(rate) for rate in SOME_RATES], "rate", "Heat maps: objective by learning rate, minibatch and batch")
 
 
 def figure_target(rows: list[dict[str, str]]) -> str:
-    score, kl = ([[cell(rows, name, **target_of(target, length)) for length in LENGTHS] for target in TARGETS] for name in ("score", "kl"))
+    score, kl = (in_threes(rows, name, BY_TARGET) for name in ("score", "kl"))
     drift, names = [[x / length for x, length in zip(row, LENGTHS)] for row in kl], [str(length) for length in LENGTHS]
     return two_maps([("KL per token", drift, names, "tokens of a response", fig.COLORS["kl"], 0.7, 3),
                      ("score", score, names, "tokens of a response", fig.COLORS["scores"], 1.8, 2)],
@@ -406,24 +381,23 @@ def figures() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tutorial.tuning", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", action="store_true", help="train what the first CSV lacks")
-    parser.add_argument("--run-steps", action="store_true", help="measure what the second CSV lacks")
+    parser.add_argument("--run", action="store_true", help="measure what the CSVs lack")
     parser.add_argument("--draw", action="store_true", help="draw the figures, refresh the tables of tuning.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.run:
-        run_sweep()
-    if arguments.run_steps:
-        run_steps()
+        make_models()
+        fill(RUNS, sweep(), train)
+        fill(STEPS, step_sweep(), lambda row: measure_step(make_sized(row["width"], row["layers"]), row["learning_rate"], row["seed"]))
     if arguments.draw:
         for name, picture in figures().items():
             (HERE / "images" / name).write_text(picture, encoding="utf-8")
         PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    if not (arguments.run or arguments.run_steps or arguments.draw):
+    if not (arguments.run or arguments.draw):
         print("\n\n".join(f"{name}\n{table}" for name, table in tables().items()))
         here, noisy = (spread(read_rows(RUNS), **settings) for settings in ({}, NOISY))
-        print(f"\n{len(SEEDS)} seeds, standard deviation of score - {KL_COEF} KL between them: {here:.2f} with the demo's setting, "
-              f"{noisy:.2f} with minibatches of {NOISY['mini_batch_size']}")
+        print(f"\nThe {len(SEEDS)} seeds differ in score - {KL_COEF} KL by {here:.2f} with the demo's setting, "
+              f"by {noisy:.2f} with minibatches of {NOISY['mini_batch_size']}")
 
 
 if __name__ == "__main__":
