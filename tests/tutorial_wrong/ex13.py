@@ -320,9 +320,9 @@ def find_bug_1__order():
     return "clipfrac", 39
 
 
-def find_bug_2__kl():
-    """the line is right, but kl does not tell"""
-    return 76, "kl"
+def find_bug_2__surprise():
+    """the line is right, but surprise does not tell"""
+    return 76, "surprise"
 
 
 def find_bug_2__value_error():

@@ -622,7 +622,7 @@ BUGS = {
            "which number cannot stay where it is through twelve optimizer steps, if the batch is used four times?",
            "ask of each quantity whether it is fixed since the rollout or computed anew"),
     2: Bug("drift = (kl.mean() / TARGET - 1).clamp(-0.2, 0.2).item()", "drift = (kl.sum(1).mean() / TARGET - 1).clamp(-0.2, 0.2).item()",
-           ("kl_coef",),
+           ("kl_coef", "kl"),
            "two columns belong together, and one of them goes the wrong way while the other is far above its target",
            "ask of each number in which unit it is: per token or per response?"),
     3: Bug("real = torch.arange(width) < lengths[rows, None] - 1", "real = torch.arange(width) < lengths[rows, None]", ("trained",),
@@ -656,7 +656,8 @@ def _check_bug(number: int, find_bug) -> None:
     if metric not in bug.metrics:
         ends = [f"{run[0][metric]:.2f} at first and {run[-1][metric]:.2f} at last" for run in (faulty, _run(number, mended=True))]
         found = "the line is right, but " if bug.wrong in lines[line - 1] else ""
-        raise Mistake(f"{found}{metric} does not tell: {ends[0]}, where the mended file has {ends[1]}. Look again: {bug.look}")
+        raise Mistake(f"{found}{metric} does not tell: {ends[0]} (mended: {ends[1]}), which a run without a fault could print, too. "
+                      f"Look again: {bug.look}")
     if bug.wrong not in lines[line - 1]:
         raise Mistake(f"{metric} tells, but line {line} is not the reason: `{lines[line - 1].strip()}` is right. Look again: {bug.hint}")
 
