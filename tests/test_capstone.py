@@ -1,5 +1,6 @@
 """Chapter 13: the hundred lines are PPOTrainer on other batches, too, and in each program with a fault a metric tells it."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from conftest import make_policy, make_ragged
 
 from minippo import PPOConfig, PPOTrainer
 from tutorial.build import HERE
-from tutorial.checks.check13 import BUGS, KEYS, _run, _source
+from tutorial.check import verdict
+from tutorial.checks.check13 import BUGS, KEYS, _run, _source, check_find_bug_2, check_step
 from tutorial.solutions import ex13
 
 slow = pytest.mark.skipif(not os.environ.get("MINIPPO_SLOW"), reason="trains for seconds: set MINIPPO_SLOW=1")
@@ -44,6 +46,41 @@ def test_the_ratio_of_the_first_minibatch_is_exactly_one():
     stats, _ = ex13.step(model, make_policy(seed=1), optimizer, queries, responses, torch.arange(n) / n, 0.2, config, generator)
     tokens = sum(len(responses[row]) for row in first)
     assert (stats["ppo/policy/ratio"][:tokens] == 1).all() and (stats["ppo/policy/ratio"][tokens:] != 1).any()
+
+
+def test_a_batch_longer_than_the_horizon_moves_kl_coef_by_the_whole_error():
+    config, queries, responses = PPOConfig(mini_batch_size=4, target=100.0, horizon=5), make_ragged([2] * 8), make_ragged([3] * 8, seed=1)
+    model = make_policy()
+    optimizer, generator = torch.optim.SGD(model.parameters(), lr=0.0), torch.Generator().manual_seed(3)
+    assert ex13.step(model, make_policy(), optimizer, queries, responses, torch.arange(8) / 8, 0.5, config, generator)[1] == pytest.approx(0.4)
+
+
+def detached(*given):
+    """A step whose rollout has no torch.no_grad() and cuts the graph afterwards."""
+    namespace = dict(vars(ex13))
+    source = inspect.getsource(ex13.rollout).replace("with torch.no_grad()", "if True")
+    exec(source.replace("return logprobs, ref_logprobs, values, mask", "return logprobs.detach(), ref_logprobs, values.detach(), mask"), namespace)
+    exec(inspect.getsource(ex13.step), namespace)
+    return namespace["step"](*given)
+
+
+def backwards(*given):
+    """A step whose rollout takes the first epoch's micro-batches from the end."""
+    namespace = dict(vars(ex13))
+    exec(inspect.getsource(ex13.step).replace("responses, micro_batches)", "responses, micro_batches[::-1])"), namespace)
+    return namespace["step"](*given)
+
+
+@pytest.mark.parametrize("step", [detached, backwards])
+def test_the_check_of_step_accepts_other_ways_to_the_same_bits(step):
+    assert verdict(check_step, step) is None
+
+
+@pytest.mark.parametrize("metric", ["kl", "kl_coef"])
+def test_both_metrics_of_bug2_are_accepted(metric):
+    def find_bug_2():
+        return 76, metric
+    assert verdict(check_find_bug_2, find_bug_2) is None
 
 
 @slow

@@ -141,6 +141,7 @@ credit__rows = changed(
      "torch.stack([(a - a[m].mean()) / a[m].std() for a, m in zip(advantages, mask)])"))
 credit__plain = changed(
     ex13.credit, "the advantages are not whitened", ("(advantages - real.mean()) * torch.rsqrt(real.var() + 1e-8)", "advantages"))
+credit__population = changed(ex13.credit, "by n - 1, as torch's var() does", ("real.var()", "real.var(unbiased=False)"))
 credit__exchanged = changed(
     ex13.credit, "the two results are exchanged",
     ("return torch.where(mask, (advantages - real.mean()) * torch.rsqrt(real.var() + 1e-8), 0.0), returns",
@@ -203,6 +204,13 @@ update__no_result = changed(ex13.update, "expected a dict", ("    return {", "  
 update__last_losses = changed(
     ex13.update, "those of the last minibatch alone",
     ("        optimizer.zero_grad()", "        losses = torch.zeros(2)\n        optimizer.zero_grad()"), ("losses / len(minibatches_of_all)", "losses"))
+EACH_EPOCH = ("    for minibatch in minibatches_of_all:",
+              "    for i, minibatch in enumerate(minibatches_of_all):\n        if i % len(epochs[0]) == 0:\n            losses, ratios = torch.zeros(2), ratios")
+update__last_epoch = changed(
+    ex13.update, "those of the last epoch alone", EACH_EPOCH, ("losses / len(minibatches_of_all)", "losses / len(epochs[0])"))
+update__last_epochs_ratios = changed(
+    ex13.update, "only the ratios of the last epoch",
+    (EACH_EPOCH[0], EACH_EPOCH[1].replace("losses, ratios = torch.zeros(2), ratios", "ratios = []")))
 update__sum_of_losses = changed(ex13.update, "the losses are sums over all minibatches", ("losses / len(minibatches_of_all)", "losses"))
 update__mean_of_micro_batches = changed(
     ex13.update, "the losses are divided by all micro-batches", ("losses / len(minibatches_of_all)", "losses / sum(map(len, minibatches_of_all))"))
@@ -211,6 +219,19 @@ update__weighted_value_loss = changed(
 update__log_ratios = changed(ex13.update, "the ratios are logarithms", ("ratio.detach()[mask]", "ratio.detach()[mask].log()"))
 update__padded_ratios = changed(ex13.update, "the ratios hold the padding", ("ratio.detach()[mask]", "ratio.detach().flatten()"))
 update__last_ratios = changed(ex13.update, "only the ratios of the last micro-batch", ("torch.cat(ratios)", "ratios[-1]"))
+
+
+update__values_clipped_as_ratios = changed(
+    ex13.update, "look at the clipping",
+    ("old_values - config.cliprange_value, old_values + config.cliprange_value", "old_values - config.cliprange, old_values + config.cliprange"))
+update__old_values_around_the_new = changed(
+    ex13.update, "look at the clipping",
+    ("torch.clamp(new_values, old_values - config.cliprange_value, old_values + config.cliprange_value)",
+     "torch.clamp(old_values, new_values.detach() - config.cliprange_value, new_values.detach() + config.cliprange_value)"))
+update__values_around_themselves = changed(
+    ex13.update, "the values are not clipped, or not around those of the rollout",
+    ("old_values - config.cliprange_value, old_values + config.cliprange_value",
+     "new_values.detach() - config.cliprange_value, new_values.detach() + config.cliprange_value"))
 
 
 def update__something_else(model, optimizer, queries, responses, logprobs, values, advantages, returns, epochs, config):
@@ -230,18 +251,32 @@ step__shuffled_once = changed(
      "[minibatches(len(queries), config, generator)] * config.ppo_epochs"))
 step__one_epoch = changed(ex13.step, "the batch is used once", ("range(config.ppo_epochs)", "range(1)"))
 step__kl_per_token = changed(
-    ex13.step, "the controller was given the KL per token", ("(logprobs - ref_logprobs).sum(1).mean()", "((logprobs - ref_logprobs).sum() / mask.sum())"))
+    ex13.step, "the controller was given the KL per token: target",
+    ("(logprobs - ref_logprobs).sum(1).mean()", "((logprobs - ref_logprobs).sum() / mask.sum())"))
+step__kl_per_token_inside = changed(
+    ex13.step, "the controller was given the KL per token, though objective/kl is right",
+    ("kl / config.target", "(logprobs - ref_logprobs).sum().item() / int(mask.sum()) / config.target"))
+step__mini_batch_size = changed(ex13.step, "the controller was given mini_batch_size for B", ("len(queries) / config", "config.mini_batch_size / config"))
+step__no_min = changed(
+    ex13.step, "B / horizon is limited to 1", ("min(len(queries) / config.horizon, 1)", "len(queries) / config.horizon"))
+step__one_pass = changed(
+    ex13.step, "the rollout saw 24 rows at once, the update 4", ("responses, micro_batches)", "responses, [list(range(len(queries)))])"))
+step__last_epoch = changed(ex13.step, "the rollout saw other rows together than the first epoch", ("epochs[0]", "epochs[-1]"))
+step__epoch_by_epoch = changed(
+    ex13.step, "the statistics are those of the last epoch alone",
+    ("    stats = update(model, optimizer, queries, responses, logprobs, values, advantages, returns, epochs, config)",
+     "    for epoch in epochs:\n        stats = update(model, optimizer, queries, responses, logprobs, values, advantages, returns, [epoch], config)"))
 step__kl_afterwards = changed(
     ex13.step, "the KL was measured after the update",
     ("    kl = (logprobs", "    logprobs = rollout(model, ref_model, queries, responses, micro_batches)[0]\n    kl = (logprobs"))
 step__not_limited = changed(ex13.step, "the controller's error is not limited", ("min(max(kl / config.target - 1, -0.2), 0.2)", "kl / config.target - 1"))
-step__no_horizon = changed(ex13.step, "the controller moves by the whole error", (" * len(queries) / config.horizon", ""))
+step__no_horizon = changed(ex13.step, "the controller moves by the whole error", (" * min(len(queries) / config.horizon, 1)", ""))
 step__downhill = changed(ex13.step, "the controller moves the wrong way", ("(1 + error", "(1 - error"))
 step__always_adapts = changed(ex13.step, "although config.adap_kl_ctrl is False", ("if config.adap_kl_ctrl", "if True"))
 step__early = changed(
     ex13.step, "the controller moved before the rewards were made",
     ("    advantages, returns", "    kl = (logprobs - ref_logprobs).sum(1).mean().item()\n    kl_coef = kl_coef * (1 + min(max(kl / config.target - 1, "
-                               "-0.2), 0.2) * len(queries) / config.horizon)\n    advantages, returns"), ("if config.adap_kl_ctrl", "if False"))
+                               "-0.2), 0.2) * min(len(queries) / config.horizon, 1))\n    advantages, returns"), ("if config.adap_kl_ctrl", "if False"))
 step__reports_the_next = changed(
     ex13.step, "objective/kl_coef is the next one", ("    return stats", "    stats['objective/kl_coef'] = kl_coef\n    return stats"))
 step__one_result = changed(ex13.step, "expected 2 results", ("return stats, kl_coef", "return stats"))
@@ -266,9 +301,11 @@ step__dropout = changed(ex13.step, "the first ratios must be 1, and one is off b
 
 # --- train ------------------------------------------------------------------------------------------------------------
 
-train__reference_not_copied = changed(ex13.train, "the reference learns with the policy", ("copy.deepcopy(model).eval().requires_grad_(False)", "model"))
+train__reference_not_copied = changed(
+    ex13.train, "the reference is the policy itself, or copied anew in each step", ("copy.deepcopy(model).eval().requires_grad_(False)", "model"))
 train__new_reference = changed(
-    ex13.train, "Make one copy.deepcopy of the model, before the loop", ("        responses =", "        ref_model = copy.deepcopy(model)\n        responses ="))
+    ex13.train, "or copied anew in each step. Make one copy.deepcopy of the model, before the loop",
+    ("        responses =", "        ref_model = copy.deepcopy(model)\n        responses ="))
 train__new_optimizer = changed(
     ex13.train, "the optimizer is made anew in each step",
     ("        responses =", "        optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, eps=config.adam_eps)\n        responses ="))
@@ -283,6 +320,8 @@ train__no_eps = changed(ex13.train, "config.adam_eps is not used", (", eps=confi
 train__default_learning_rate = changed(ex13.train, "config.learning_rate is not used", (" lr=config.learning_rate,", ""))
 train__global_randomness = changed(
     ex13.train, "sample with a generator seeded with config.seed", ("generator=generator)", "seed=99)"))
+train__draws_before = changed(
+    ex13.train, "and draw nothing from it before", ("    for _ in", "    torch.rand(3, generator=generator)\n    for _ in"))
 train__last_statistics = changed(ex13.train, "expected a list of 4 dicts", ("return history", "return history[-1]"))
 train__trains_a_copy = changed(
     ex13.train, "the model that you were given has not changed", ("    ref_model =", "    model = copy.deepcopy(model)\n    ref_model ="))
@@ -320,9 +359,9 @@ def find_bug_1__order():
     return "clipfrac", 39
 
 
-def find_bug_2__kl():
-    """the line is right, but kl does not tell"""
-    return 76, "kl"
+def find_bug_2__surprise():
+    """the line is right, but surprise does not tell"""
+    return 76, "surprise"
 
 
 def find_bug_2__value_error():

@@ -195,6 +195,8 @@ def _credit(scores, logprobs, ref_logprobs, values, mask, kl_coef, gamma, lam, m
         white = torch.stack([ppo.masked_whiten(a[None], m[None])[0] for a, m in zip(advantages, mask)])
     else:
         white = advantages if mistake == "plain" else ppo.masked_whiten(advantages, mask)
+        n = int(mask.sum())
+        white = white * (n / (n - 1))**0.5 if mistake == "population" else white
     return white, white + values if mistake == "early" else advantages if mistake == "returns" else returns
 
 
@@ -209,7 +211,7 @@ def check_credit(credit):
     given = (torch.tensor([2.0, 1.0]), logprobs, ref_logprobs, torch.tensor([[0.5, 0.25, 1.0], [1.0, 0.5, 0.0]]), mask, 0.5)
     wanted = torch.where(mask, (advantages + 0.05625) / 0.7611155, 0.0), [[0.03125, 0.875, 1.5], [-0.1875, 0.75, 0.0]]
     wrong = {name: _credit(*(x.clone() if isinstance(x, Tensor) else x for x in given), 0.5, 0.5, name) for name in
-             ("sign", "no kl", "last column", "everywhere", "gamma", "lam", "td", "all columns", "rows", "plain", "early", "returns")}
+             ("sign", "no kl", "last column", "everywhere", "gamma", "lam", "td", "all columns", "rows", "plain", "population", "early", "returns")}
     got = _several(credit(*given, PPOConfig(gamma=0.5, lam=0.5)), 2, "advantages, returns")
     shared = {
         "the sign of the KL is wrong: drifting away costs, -kl_coef * (logprobs - ref_logprobs)": "sign",
@@ -224,6 +226,7 @@ def check_credit(credit):
         "the padding counted in the whitening: mean and variance are over the mask": wrong["all columns"][0],
         "each row is whitened by itself: it is one mean and one variance for the whole batch": wrong["rows"][0],
         "the advantages are not whitened": wrong["plain"][0],
+        "the variance is divided by n: divide the sum of squares by n - 1, as torch's var() does": wrong["population"][0],
         "the two results are exchanged: return advantages, returns": wanted[1],
     }, "the advantages", formula=lambda i, t: f"({advantages[i, t]:g} + 0.05625) / 0.761116, whitened" if mask[i, t] else "0, padding")
     compare(got[1], wanted[1], {
@@ -366,10 +369,17 @@ def check_update(update):
         for message, mistake in UPDATE_MISTAKES.items():
             if fits(_updated(mistake)[0]):
                 raise Mistake(message)
-        got, right = recorder.gradients[0], wanted[0]
+        i = next(i for i in range(steps) if not fits(wanted[:i + 1]))
+        got, right = recorder.gradients[i], wanted[i]
         cosine, length = float(torch.cosine_similarity(got, right, dim=0)), float(got.norm() / right.norm())
-        raise Mistake(f"the gradient of the first minibatch is {length:.2f} times as long as that of its mean loss, and the cosine between "
-                      f"the two is {cosine:.2f}" + (": the direction is right, what did you divide by?" if cosine > 0.999 else ""))
+        ask = ""
+        if cosine > 0.98 and abs(length - 1) < 0.1:
+            ask = (": nearly right, so look at the clipping. Ratios stay within cliprange of 1, new values within cliprange_value of the rollout's, "
+                   "not the other way round; of the two policy objectives the smaller counts, of the two value losses the larger")
+        elif cosine > 0.999:
+            ask = ": the direction is right, what did you divide by?"
+        raise Mistake(f"the gradient of minibatch {i + 1} is {length:.2f} times as long as that of its mean loss, and the cosine between "
+                      f"the two is {cosine:.2f}{ask}")
     if not isinstance(stats, dict):
         raise Mistake("the gradients are right; expected a dict with ppo/loss/policy, ppo/loss/value and ppo/policy/ratio as the result")
     for i, key in enumerate(("ppo/loss/policy", "ppo/loss/value")):
@@ -377,6 +387,7 @@ def check_update(update):
             raise Mistake(f"the gradients are right; {key} is missing in the result")
         compare(stats[key], losses[:, i].mean(), {
             "the gradients are right; the losses are those of the last minibatch alone: return the mean over all": losses[-1, i],
+            "the gradients are right; the losses are those of the last epoch alone: return the mean over all epochs": losses[2:, i].mean(),
             "the gradients are right; the losses are sums over all minibatches: return the mean": losses[:, i].sum(),
             "the gradients are right; the losses are divided by all micro-batches: divide by the number of minibatches":
                 losses[:, i].sum() / per_micro,
@@ -387,6 +398,7 @@ def check_update(update):
     compare(stats.get("ppo/policy/ratio"), real, {
         "the ratios are logarithms: take exp": real.log(),
         "the ratios hold the padding: ratio[mask]": torch.cat([ratios[rows, :int(mask[rows].sum(1).max())].flatten() for rows in order]),
+        "only the ratios of the last epoch are there: those of all epochs": torch.cat([ratios[rows][mask[rows]] for rows in order[per_micro // 2:]]),
         "only the ratios of the last micro-batch are there: those of every one": ratios[order[-1]][mask[order[-1]]],
     }, "the gradients are right; ppo/policy/ratio", formula=lambda i: f"new over old probability of real token {i}, in the order of the micro-batches")
 
@@ -404,16 +416,18 @@ def _step(model, ref_model, optimizer, queries, responses, scores, kl_coef, conf
     rows = [rows for minibatch in epochs[0] for rows in minibatch]
     logprobs, ref_logprobs, values, mask = ours.rollout(model, ref_model, queries, responses, rows)
     kl = (logprobs - ref_logprobs).sum(1).mean().item()
-    measured = {"per token": (logprobs - ref_logprobs).sum().item() / int(mask.sum())}.get(mistake, kl)
+    measured = (logprobs - ref_logprobs).sum().item() / int(mask.sum()) if mistake in ("per token", "per token inside") else kl
     before = kl_coef
     error = measured / config.target - 1
     error = error if mistake == "not limited" else min(max(error, -0.2), 0.2)
-    moved = kl_coef * (1 + error * (1 if mistake == "no horizon" else len(queries) / config.horizon) * (-1 if mistake == "downhill" else 1))
+    part = (config.mini_batch_size if mistake == "small B" else len(queries)) / config.horizon
+    part = 1 if mistake == "no horizon" else part if mistake == "no min" else min(part, 1)
+    moved = kl_coef * (1 + error * part * (-1 if mistake == "downhill" else 1))
     advantages, returns = ours.credit(scores, logprobs, ref_logprobs, values, mask, moved if mistake == "early" else kl_coef, config)
     stats = ours.update(model, optimizer, queries, responses, logprobs, values, advantages, returns, epochs, config)
     if mistake == "kl afterwards":
         kl = (ours.rollout(model, ref_model, queries, responses, rows)[0] - ref_logprobs).sum(1).mean().item()
-        moved = before * (1 + min(max(kl / config.target - 1, -0.2), 0.2) * len(queries) / config.horizon)
+        moved = before * (1 + min(max(kl / config.target - 1, -0.2), 0.2) * part)
     stats |= {"ppo/mean_scores": scores.mean().item(), "objective/kl": measured if mistake == "per token" else kl,
               "objective/kl_coef": moved if mistake in ("early", "next in stats") else before}
     return stats, moved if config.adap_kl_ctrl or mistake == "always" else before
@@ -425,31 +439,48 @@ STEP_MISTAKES = {
     "the batch is used once: it is used config.ppo_epochs times": "one epoch",
     "the controller moved before the rewards were made: this step still pays the kl_coef that came in": "early",
     "the controller was given the KL per token: target is in nats per response": "per token",
+    "the controller was given the KL per token, though objective/kl is right: target, too, is in nats per response": "per token inside",
     "the KL was measured after the update, with the new weights: it is that of the rollout": "kl afterwards",
     "the controller's error is not limited to 20 % on either side": "not limited",
     "the controller moves by the whole error: B / horizon of it a step": "no horizon",
+    "the controller was given mini_batch_size for B: B is the number of all responses of the step": "small B",
+    "B / horizon is limited to 1: a batch longer than the horizon moves kl_coef by the whole error, not by more": "no min",
     "the controller moves the wrong way: a KL above the target makes kl_coef larger": "downhill",
     "objective/kl_coef is the next one: report the one that this step used": "next in stats",
 }
 
 
-def _steps(step, config, n=2) -> tuple[Tensor, list[dict]]:
-    """n steps on fixed responses: a row of KEYS and the next kl_coef for each, and the statistics."""
+def _steps(step, config, n=2, apart=0.0) -> tuple[Tensor, list[dict], list[tuple[list, bool]]]:
+    """n steps on fixed responses, from a reference that is `apart` from the model.
+
+    Returns:
+        a row of KEYS and the next kl_coef for each step; the statistics; each forward pass of the model in the first step: the rows
+        that it sees, sorted, and whether for a gradient.
+    """
     model, queries = _model(n_embd=32), _ragged([1 + i % 4 for i in range(24)], 1)
-    reference = copy.deepcopy(model).eval().requires_grad_(False)
+    start, reference = (copy.deepcopy(model).eval().requires_grad_(False) for _ in range(2))
+    noise = torch.Generator().manual_seed(5)
+    for parameter in reference.transformer.parameters():
+        parameter += apart * torch.randn(parameter.shape, generator=noise)
     optimizer, generator, kl_coef = torch.optim.Adam(model.parameters(), lr=3e-3, eps=1e-4), torch.Generator().manual_seed(7), 0.25
-    table, all_stats = [], []
+    table, all_stats, passes = [], [], []
+
+    def look(module, given):
+        if given:
+            passes.append((sorted(given[0].tolist()), torch.is_grad_enabled()))
+    hook = model.register_forward_pre_hook(look)
     for i in range(n):
-        responses = reference.generate(queries, max_new_tokens=7, eos_token_id=0, seed=i)
+        responses = start.generate(queries, max_new_tokens=7, eos_token_id=0, seed=i)
         scores = torch.tensor([float((response == 4).sum()) - 0.1 * len(response) for response in responses])
         got = _several(step(model, reference, optimizer, queries, responses, scores, kl_coef, config, generator), 2, "stats, kl_coef")
+        hook.remove()
         stats, kl_coef = got
         missing = [key for key in (*KEYS, "ppo/policy/ratio") if not isinstance(stats, dict) or key not in stats]
         if missing:
             raise Mistake(f"{missing[0]} is missing in the statistics")
         table.append([float(stats[key]) for key in KEYS] + [float(kl_coef)])
         all_stats.append(stats)
-    return torch.tensor(table), all_stats
+    return torch.tensor(table), all_stats, passes
 
 
 def _as_trainer(model, reference, optimizer, queries, responses, scores, kl_coef, config, generator):
@@ -463,25 +494,51 @@ def _as_trainer(model, reference, optimizer, queries, responses, scores, kl_coef
 
 
 STEP_CONFIG = PPOConfig(mini_batch_size=4, gradient_accumulation_steps=2, ppo_epochs=3, adap_kl_ctrl=True, target=0.25, horizon=96)
+APART = 0.05                    # of a reference so far from the model that the first KL, 0.57, is about the target: no error is clipped
+NEAR_CONFIG = PPOConfig(mini_batch_size=4, gradient_accumulation_steps=2, ppo_epochs=1, adap_kl_ctrl=True, target=0.5, horizon=96)
+SHORT_CONFIG = PPOConfig(mini_batch_size=4, gradient_accumulation_steps=2, ppo_epochs=1, adap_kl_ctrl=True, target=0.5, horizon=12)
+ROWS = ("step 1", "step 2", "a step from another reference", "a step of more responses than the horizon")
 
 
 @cache
 def _stepped(mistake: str = "") -> Tensor:
-    """The right table of two steps, by PPOTrainer, or that of a mistake."""
-    return _steps((lambda *given: _step(*given, mistake=mistake)) if mistake else _as_trainer, STEP_CONFIG)[0]
+    """The right table of ROWS, by PPOTrainer, or that of a mistake."""
+    def step(*given):
+        return _step(*given, mistake=mistake) if mistake else _as_trainer(*given)
+    return torch.cat([_steps(step, STEP_CONFIG)[0]] + [_steps(step, config, 1, APART)[0] for config in (NEAR_CONFIG, SHORT_CONFIG)])
+
+
+def _same_batches(passes: list[tuple[list, bool]], config) -> None:
+    """Mistake unless the rollout ran in the batches of the update's first epoch; recorded, as rounding may hide it."""
+    old, new = ([rows for rows, grad in passes if grad == wanted] for wanted in (False, True))
+    if new and not old:                                         # a rollout that detaches afterwards: its passes come first
+        n = config.ppo_epochs * -(-24 // config.mini_batch_size)
+        old, new = new[:-n], new[-n:]
+    first = new[:len(new) // config.ppo_epochs]
+    if any(rows not in first for rows in old):
+        sizes = [sorted({len(rows) for rows in batches}) for batches in (old, first)]
+        how = (f"{sizes[0][-1]} rows at once, the update {sizes[1][-1]}" if sizes[0] != sizes[1] else "other rows together than the first epoch")
+        raise Mistake(f"the numbers are right, but the rollout saw {how}, and on another machine the first ratios may not be exactly 1. Let it "
+                      "run in the micro-batches of the first epoch, epochs[0]: the same rows in the same shapes give the same bits")
 
 
 def check_step(step):
     config = STEP_CONFIG
-    got, stats = _steps(step, config)
+    got, stats, passes = _steps(step, config)
     wanted = _stepped()
     first = [row for rows in ours.minibatches(24, config, torch.Generator().manual_seed(7))[0] for row in rows]
     lengths = [len(response) for response in _model(n_embd=32).generate(_ragged([1 + i % 4 for i in range(24)], 1), max_new_tokens=7,
                                                                         eos_token_id=0, seed=0)]
-    ratio = torch.as_tensor(stats[0]["ppo/policy/ratio"])[:sum(lengths[row] for row in first)]
+    ratios = torch.as_tensor(stats[0]["ppo/policy/ratio"])
+    ratio = ratios[:sum(lengths[row] for row in first)]
     off = float((ratio - 1).abs().max()) if len(ratio) else 0.0
+    if off > 1e-5 and len(ratios) == sum(lengths):
+        raise Mistake("the statistics are those of the last epoch alone: losses are the mean over all epochs, and the ratios those of all. "
+                      "Give update the list of all epochs, once")
     if off > 1e-5:
         raise Mistake(f"the first ratios must be 1, and one is off by {off:.2g}: rollout and update do not say the same of the same tokens")
+
+    got = torch.cat([got] + [_steps(step, config, 1, APART)[0] for config in (NEAR_CONFIG, SHORT_CONFIG)])
 
     def fits(numbers):
         return torch.allclose(got, numbers, rtol=1e-3, atol=1e-4)
@@ -490,7 +547,8 @@ def check_step(step):
             if fits(_stepped(mistake)):
                 raise Mistake(message)
         row, column = ((got - wanted).abs() > 1e-4 + 1e-3 * wanted.abs()).nonzero()[0].tolist()
-        raise Mistake(f"{(*KEYS, 'the next kl_coef')[column]} of step {row + 1} is {got[row, column]:.6f}, PPOTrainer's {wanted[row, column]:.6f}")
+        raise Mistake(f"{(*KEYS, 'the next kl_coef')[column]} of {ROWS[row]} is {got[row, column]:.6f}, PPOTrainer's {wanted[row, column]:.6f}")
+    _same_batches(passes, config)
     if off > 0:
         raise Mistake(f"all is right but for the last bits: the first ratios are off by {off:.1g}, not exactly 1. Let the rollout run in the "
                       "micro-batches of the first epoch, epochs[0]: the same rows in the same shapes give the same bits")
@@ -526,7 +584,8 @@ def _train(model, queries, score, config, steps, max_new_tokens, eos_token_id=No
 
 
 TRAIN_MISTAKES = {
-    "the KL is 0 in every step: the reference learns with the policy. Make one copy.deepcopy of the model, before the loop": "reference",
+    "the KL is 0 in every step: the reference is the policy itself, or copied anew in each step. Make one copy.deepcopy of the model, before "
+    "the loop": "reference",
     "the optimizer is made anew in each step and forgets Adam's moments: make one before the loop": "new optimizer",
     "the generator is seeded anew in each step, so that the same random numbers come again: make one before the loop": "new generator",
     "sampling and shuffling have a generator each: one serves both": "two generators",
@@ -579,7 +638,7 @@ def check_train(train):
                 raise Mistake(message)
         if abs(got[0, 0] - wanted[0, 0]) > 1e-4:
             raise Mistake(f"the mean score of the first step is {got[0, 0]:.4f}, PPOTrainer's {wanted[0, 0]:.4f}: sample with a generator "
-                          "seeded with config.seed, and score the responses")
+                          "seeded with config.seed and draw nothing from it before, and score the responses")
         row, column = ((got - wanted).abs() > 1e-4 + 1e-3 * wanted.abs()).nonzero()[0].tolist()
         raise Mistake(f"{KEYS[column]} of step {row + 1} is {got[row, column]:.6f}, PPOTrainer's {wanted[row, column]:.6f}")
     weights = [torch.cat([p.detach().flatten() for p in model.parameters()]) for model in (policy, trained, _model())]
@@ -622,7 +681,7 @@ BUGS = {
            "which number cannot stay where it is through twelve optimizer steps, if the batch is used four times?",
            "ask of each quantity whether it is fixed since the rollout or computed anew"),
     2: Bug("drift = (kl.mean() / TARGET - 1).clamp(-0.2, 0.2).item()", "drift = (kl.sum(1).mean() / TARGET - 1).clamp(-0.2, 0.2).item()",
-           ("kl_coef",),
+           ("kl_coef", "kl"),
            "two columns belong together, and one of them goes the wrong way while the other is far above its target",
            "ask of each number in which unit it is: per token or per response?"),
     3: Bug("real = torch.arange(width) < lengths[rows, None] - 1", "real = torch.arange(width) < lengths[rows, None]", ("trained",),
@@ -656,7 +715,8 @@ def _check_bug(number: int, find_bug) -> None:
     if metric not in bug.metrics:
         ends = [f"{run[0][metric]:.2f} at first and {run[-1][metric]:.2f} at last" for run in (faulty, _run(number, mended=True))]
         found = "the line is right, but " if bug.wrong in lines[line - 1] else ""
-        raise Mistake(f"{found}{metric} does not tell: {ends[0]}, where the mended file has {ends[1]}. Look again: {bug.look}")
+        raise Mistake(f"{found}{metric} does not tell: {ends[0]} (mended: {ends[1]}), which a run without a fault could print, too. "
+                      f"Look again: {bug.look}")
     if bug.wrong not in lines[line - 1]:
         raise Mistake(f"{metric} tells, but line {line} is not the reason: `{lines[line - 1].strip()}` is right. Look again: {bug.hint}")
 

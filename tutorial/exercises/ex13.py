@@ -1,8 +1,24 @@
 """Chapter 13: the capstone, all of PPO. Check yourself with `python -m tutorial.check 13`.
 
 B responses, b of them in a micro-batch, R tokens in the longest. `config` is a minippo.PPOConfig, which has the defaults;
-`model` a GPT2WithValueHead: model(tokens) gives logits (b, T, V) and values (b, T), model.generate samples. What you wrote
-in earlier chapters you may import from there: `from .ex08 import compute_advantages`.
+`model` a GPT2WithValueHead: model(tokens) gives logits (b, T, V) and values (b, T), and
+model.generate(queries, max_new_tokens=..., eos_token_id=..., generator=generator) samples a list of responses. What you
+wrote in earlier chapters you may import from there: `from .ex08 import compute_advantages`.
+
+All of it runs on the CPU, and statistics are Python floats, but for the tensor of ratios. Of config you need:
+
+    mini_batch_size              responses of a micro-batch
+    gradient_accumulation_steps  micro-batches of a minibatch
+    ppo_epochs                   how often a step uses its responses
+    gamma, lam                   of the advantages, 0 to 1
+    cliprange, cliprange_value   how far a ratio may be from 1, and a value from the rollout's
+    vf_coef                      weight of the value loss
+    init_kl_coef                 the first kl_coef: score for a nat
+    adap_kl_ctrl                 whether the controller moves it
+    target                       of the controller: nats per response, not per token
+    horizon                      of the controller: responses; B of them move kl_coef by min(B / horizon, 1) of the error
+    learning_rate, adam_eps      of Adam, over model.parameters(), with torch's betas
+    seed                         of the one generator
 """
 
 import torch
@@ -47,6 +63,8 @@ def credit(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, values: Tenso
            config) -> tuple[Tensor, Tensor]:
     """KL reward, GAE with config.gamma and config.lam, whitening over the whole batch: chapters 7 and 8.
 
+    One mean and one variance over all real tokens; the variance, as torch's var(), has n - 1 below.
+
     Args:
         scores: (B,); the tensors (B, R) are those of the rollout.
 
@@ -81,7 +99,8 @@ def step(model, ref_model, optimizer, queries: list[Tensor], responses: list[Ten
 
     Returns:
         update's statistics and ppo/mean_scores, objective/kl (nats per response, at the rollout), objective/kl_coef (the one
-        used in this step); and the kl_coef of the next step: moved by the controller if config.adap_kl_ctrl, as in chapter 10.
+        used in this step); and the kl_coef of the next step, which the controller has moved if config.adap_kl_ctrl:
+        kl_coef * (1 + clip(KL / target - 1, -0.2, 0.2) * min(B / horizon, 1)).
     """
     raise NotImplementedError
 
@@ -90,11 +109,13 @@ def train(model, queries: list[Tensor], score, config, steps: int, max_new_token
     """Sample, score, step, again and again; the model is trained in place.
 
     Args:
+        max_new_tokens, eos_token_id: of model.generate, which takes the generator, too.
         score: a function, response -> number.
 
     Returns:
-        the statistics of each step. There is one generator, seeded with config.seed, for sampling and shuffling, and one Adam
-        with config.learning_rate and config.adam_eps; kl_coef starts at config.init_kl_coef.
+        the statistics of each step. There is one generator, seeded with config.seed, for sampling and shuffling and nothing
+        else, and one Adam over model.parameters() with config.learning_rate and config.adam_eps; kl_coef starts at
+        config.init_kl_coef.
     """
     raise NotImplementedError
 

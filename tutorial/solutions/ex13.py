@@ -91,7 +91,7 @@ def step(model, ref_model, optimizer, queries: list[Tensor], responses: list[Ten
     stats |= {"ppo/mean_scores": scores.mean().item(), "objective/kl": kl, "objective/kl_coef": kl_coef}
     if config.adap_kl_ctrl:
         error = min(max(kl / config.target - 1, -0.2), 0.2)
-        kl_coef = kl_coef * (1 + error * len(queries) / config.horizon)                 # for the next step
+        kl_coef = kl_coef * (1 + error * min(len(queries) / config.horizon, 1))         # for the next step
     return stats, kl_coef
 
 
