@@ -127,13 +127,15 @@ def test_an_update_takes_few_collectives(results):
 
 # --- faults: all end within seconds, and one says why --------------------------------------------------
 
-@pytest.mark.parametrize("n", [2, pytest.param(3, marks=slow)])
+@slow
+@pytest.mark.parametrize("n", [2, 3])
 def test_an_error_on_one_process_ends_all(n):
     start = time.monotonic()
     status, _, errors = finish(torchrun(n, HERE / "processes.py", "error"))
     assert status == 1 and errors.count("RuntimeError: the dog ate it") == 1 and time.monotonic() - start < 60
 
 
+@slow
 def test_scores_and_drawn_limits_are_those_of_the_first_process(tmp_path):
     status, printed, errors = finish(torchrun(2, HERE / "processes.py", "other scores"))
     assert status == 0, errors

@@ -1,4 +1,4 @@
-"""tests/gpu.sh before it meets a GPU: a part that fails or hangs is recorded, and the others run. MINIPPO_SLOW=1 runs all of it, tiny."""
+"""tests/gpu.sh before it meets a GPU: a part that fails or hangs is recorded, and the others run; all of it, tiny. With MINIPPO_SLOW=1."""
 
 import json
 import os
@@ -13,12 +13,14 @@ import gpu
 from gpu import Part
 
 ROOT = Path(__file__).resolve().parents[1]
+slow = pytest.mark.skipif(os.environ.get("MINIPPO_SLOW") != "1", reason="every part at tiny sizes takes four minutes: set MINIPPO_SLOW=1")
 
 
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
+@slow
 def test_a_part_that_fails_or_hangs_is_recorded_and_the_others_run(tmp_path, monkeypatch):
     """Six parts, one of them beside the others, one of two commands at once; the hanging one has a child of its own, killed with it."""
     result = {"seconds": dict.fromkeys(("rollout", "scoring", "update", "iteration"), {"median": 0.0885, "min": 0.08, "max": 0.09}),
@@ -50,7 +52,7 @@ def test_no_part_runs_beyond_the_end_of_all(tmp_path, monkeypatch):
     assert gpu.run(Part("late", 20, [python("import time; time.sleep(20)")]), time.monotonic())["outcome"] == "out of time"
 
 
-@pytest.mark.skipif(os.environ.get("MINIPPO_SLOW") != "1", reason="every part at tiny sizes takes four minutes: set MINIPPO_SLOW=1")
+@slow
 def test_the_whole_script_at_tiny_sizes(tmp_path):
     """TRL is not at hand here, and would find no GPU; torchrun needs one, too."""
     environment = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable}
